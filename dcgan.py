@@ -1,0 +1,74 @@
+"""DCGAN on FashionMNIST: convolutional networks (after Radford et al. 2015, arXiv:1511.06434).
+
+Run `python dcgan.py` to train for 200 epochs and write figures and checkpoints to outputs/dcgan/;
+`python dcgan.py --help` lists the options. The training loop is in common.py.
+"""
+
+import torch
+from torch import nn
+
+import common
+
+
+class Generator(nn.Module):
+    """G: latent vectors z, (N, latent_dim) from N(0, 1), to images, (N, 1, 28, 28) in [-1, 1]."""
+
+    def __init__(self, latent_dim=100):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(latent_dim, 128 * 7 * 7),
+            nn.Unflatten(1, (128, 7, 7)),
+            nn.Upsample(scale_factor=2),
+            nn.Conv2d(128, 128, 3, padding=1),
+            nn.BatchNorm2d(128),
+            nn.LeakyReLU(0.2),
+            nn.Upsample(scale_factor=2),
+            nn.Conv2d(128, 64, 3, padding=1),
+            nn.BatchNorm2d(64),
+            nn.LeakyReLU(0.2),
+            nn.Conv2d(64, 1, 3, padding=1),
+            nn.Tanh(),
+        )
+
+    def forward(self, z):
+        return self.layers(z)
+
+
+class Discriminator(nn.Module):
+    """D: images x, (N, 1, 28, 28) in [-1, 1], to logits, (N, 1).
+
+    The paper's D(x), the probability that x is real, is the sigmoid of the logit. The loss takes the
+    logit, because log(sigmoid(logit)) computed in one go does not overflow in low precision.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(
+            *self.block(1, 16),  # 28x28 -> 14x14
+            *self.block(16, 32),  # -> 7x7
+            *self.block(32, 64),  # -> 4x4
+            *self.block(64, 128),  # -> 2x2
+            nn.Flatten(),
+            nn.Linear(128 * 2 * 2, 1),
+        )
+
+    @staticmethod
+    def block(channels_in, channels_out):
+        # Dropout of whole channels: element by element scored worse (Frechet distance after 5 epochs
+        # 490 against 454) and took 10 s an epoch longer.
+        return (
+            nn.Conv2d(channels_in, channels_out, 3, stride=2, padding=1),
+            nn.LeakyReLU(0.2),
+            nn.Dropout2d(0.25),
+        )
+
+    def forward(self, x):
+        return self.layers(x)
+
+    def probability(self, x):
+        """D(x) in [0, 1], (N, 1)."""
+        return torch.sigmoid(self(x))
+
+
+if __name__ == "__main__":
+    common.main("DCGAN", Generator, Discriminator)

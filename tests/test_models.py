@@ -1,0 +1,83 @@
+"""The networks against the tables of the two papers' layers, counted by hand."""
+
+import pytest
+import torch
+from torch import nn
+
+import dcgan
+import gan
+
+# weights + biases of each layer, and 2 n for a BatchNorm of n features
+PARAMETERS = {
+    gan.Generator: (100 * 128 + 128)
+    + (128 * 256 + 256 + 2 * 256)
+    + (256 * 512 + 512 + 2 * 512)
+    + (512 * 1024 + 1024 + 2 * 1024)
+    + (1024 * 784 + 784),  # 1,510,032
+    gan.Discriminator: (784 * 512 + 512) + (512 * 256 + 256) + (256 + 1),  # 533,505
+    dcgan.Generator: (100 * 6272 + 6272)
+    + (9 * 128 * 128 + 128 + 2 * 128)
+    + (9 * 128 * 64 + 64 + 2 * 64)
+    + (9 * 64 + 1),  # 855,809
+    dcgan.Discriminator: (9 * 16 + 16)
+    + (9 * 16 * 32 + 32)
+    + (9 * 32 * 64 + 64)
+    + (9 * 64 * 128 + 128)
+    + (512 + 1),  # 97,665
+}
+
+
+@pytest.mark.parametrize("network", PARAMETERS)
+def test_number_of_parameters(network):
+    assert sum(p.numel() for p in network().parameters()) == PARAMETERS[network]
+
+
+@pytest.mark.parametrize("module", [gan, dcgan])
+def test_generated_images_have_the_shape_and_range_of_real_ones(module):
+    images = module.Generator(7)(50 * torch.randn(9, 7))
+    assert images.shape == (9, 1, 28, 28)
+    assert -1 <= images.min() < -0.2 and 0.2 < images.max() <= 1  # and the tanh is really driven
+
+
+@pytest.mark.parametrize("module", [gan, dcgan])
+def test_probability_is_the_sigmoid_of_the_logit(module):
+    D, x = module.Discriminator().eval(), torch.rand(5, 1, 28, 28)
+    logits = D(x)
+    assert logits.shape == (5, 1)
+    torch.testing.assert_close(D.probability(x), 1 / (1 + torch.exp(-logits)))
+
+
+def shapes(network, x, kinds):
+    """The shapes, without the batch, that the layers of these kinds put out."""
+    seen = []
+    for layer in network.modules():
+        if isinstance(layer, kinds):
+            layer.register_forward_hook(lambda _layer, _x, y: seen.append(tuple(y.shape[1:])))
+    network(x)
+    return seen
+
+
+def test_layer_shapes():
+    z, x = torch.randn(2, 100), torch.randn(2, 1, 28, 28)
+    weighted = (nn.Linear, nn.Conv2d)
+    assert shapes(gan.Generator(), z, weighted) == [(128,), (256,), (512,), (1024,), (784,)]
+    assert shapes(gan.Discriminator(), x, weighted) == [(512,), (256,), (1,)]
+    assert shapes(dcgan.Generator(), z, weighted) == [(6272,), (128, 14, 14), (64, 28, 28), (1, 28, 28)]
+    assert shapes(dcgan.Discriminator(), x, weighted) == [
+        (16, 14, 14),
+        (32, 7, 7),
+        (64, 4, 4),
+        (128, 2, 2),
+        (1,),
+    ]
+
+
+@pytest.mark.parametrize("module", [gan, dcgan])
+def test_slopes_dropout_and_batch_norm_are_the_designs(module):
+    layers = [*module.Generator().modules(), *module.Discriminator().modules()]
+    assert {layer.negative_slope for layer in layers if isinstance(layer, nn.LeakyReLU)} == {0.2}
+    norms = [layer for layer in layers if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d)]
+    assert [norm.num_features for norm in norms] == ([256, 512, 1024] if module is gan else [128, 64])
+    assert {norm.eps for norm in norms} == {1e-5}
+    dropouts = [layer.p for layer in layers if isinstance(layer, nn.Dropout2d)]
+    assert dropouts == ([] if module is gan else [0.25] * 4)

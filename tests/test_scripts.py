@@ -1,0 +1,198 @@
+"""Both scripts from the command line, as a user runs them, on the cut of the data."""
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import common
+import dcgan
+import gan
+
+ROOT = Path(__file__).parent.parent
+FIGURES = ("losses", "real_vs_generated", "nearest_neighbours", "latent_perturbation")
+QUICK = ("--batch-size", "32", "--limit", "96", "--device", "cpu")  # three steps an epoch
+
+
+def script(name, *arguments):
+    command = [sys.executable, str(ROOT / "tests" / "run_on_cut.py"), name, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def train(outputs, *arguments, model=gan, data):
+    name = {gan: "GAN", dcgan: "DCGAN"}[model]
+    argv = [*QUICK, "--outputs", str(outputs), "--data", str(data), *map(str, arguments)]
+    common.main(name, model.Generator, model.Discriminator, argv)
+    return torch.load(outputs / name.lower() / "checkpoint.pt", weights_only=True)
+
+
+def tensors(part, path=""):
+    """Every tensor of a checkpoint by its path; seconds, which no two runs share, are left out."""
+    if isinstance(part, torch.Tensor):
+        return {path: part}
+    items = part.items() if isinstance(part, dict) else enumerate(part) if isinstance(part, list) else ()
+    return {k: v for key, value in items for k, v in tensors(value, f"{path}/{key}").items()}
+
+
+def assert_same(one, other):
+    one, other = tensors(one), tensors(other)
+    assert one.keys() == other.keys() and len(one) > 50
+    different = [path for path in one if not torch.equal(one[path], other[path])]
+    assert not different
+
+
+@pytest.mark.parametrize("name", ["gan", "dcgan"])
+def test_a_run_leaves_every_file_of_the_table(name, tmp_path):
+    result = script(f"{name}.py", *QUICK, "--epochs", 2, "--sample-every", 1, "--outputs", tmp_path)
+    assert result.returncode == 0, result.stderr
+    folder = tmp_path / name
+    pngs = {f"{figure}.png" for figure in FIGURES} | {"samples_epoch_001.png", "samples_epoch_002.png"}
+    others = {"training.gif", "history.csv", "checkpoint.pt", "generator.pt"}
+    assert {path.name for path in folder.iterdir() if not path.name.startswith(".")} == pngs | others
+    for png in pngs:
+        with Image.open(folder / png) as image:
+            image.load()
+            assert image.width >= 944 and image.info["dpi"] == pytest.approx((200, 200), abs=0.1)
+    assert len(list(csv.DictReader((folder / "history.csv").open()))) == 2
+    for shown in ("D loss", "G loss", "D(x)", "D(G(z))", "images/s", "left", "2.0/2 epochs"):
+        assert shown in result.stderr
+
+    G = {"gan": gan, "dcgan": dcgan}[name].Generator()  # as the README shows for use elsewhere
+    G.load_state_dict(torch.load(folder / "generator.pt", weights_only=True))
+    checkpoint = torch.load(folder / "checkpoint.pt", weights_only=True)
+    z = common.latent_vectors(100)[:64]
+    shown = checkpoint["history"]["samples"][-1]
+    assert (common.generate(G, z).int() - shown.int()).abs().max() <= 1  # the memory layout rounds otherwise
+    averaged = checkpoint["averaged"]["module.layers.0.weight"]
+    assert torch.equal(G.layers[0].weight, averaged)
+    assert not torch.equal(averaged, checkpoint["G"]["layers.0.weight"])
+
+
+@pytest.mark.parametrize("model", [gan, dcgan])
+def test_same_seed_same_checkpoint_and_another_seed_another(model, cut, tmp_path):
+    runs = [train(tmp_path / str(i), "--epochs", 1, model=model, data=cut) for i in range(2)]
+    assert_same(*runs)
+    other = train(tmp_path / "other", "--epochs", 1, "--seed", 1, model=model, data=cut)
+    assert not torch.equal(runs[0]["D"]["layers.1.weight" if model is gan else "layers.0.weight"],
+                           other["D"]["layers.1.weight" if model is gan else "layers.0.weight"])  # fmt: skip
+
+
+@pytest.mark.parametrize("model", [gan, dcgan])
+def test_a_run_extended_later_is_the_run_never_stopped(model, cut, tmp_path):
+    name = model.__name__
+    for epochs in (1, 2, 3):
+        continued = train(tmp_path / "a", "--epochs", epochs, "--sample-every", 2, model=model, data=cut)
+    straight = train(tmp_path / "b", "--epochs", 3, "--sample-every", 2, model=model, data=cut)
+    assert_same(continued, straight)
+    for figure in (*FIGURES, "samples_epoch_002", "samples_epoch_003"):
+        file = f"{name}/{figure}.png"
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes(), figure
+    rows = [
+        [row[:-1] for row in csv.reader((tmp_path / run / name / "history.csv").open())] for run in "ab"
+    ]
+    assert rows[0] == rows[1] and len(rows[0]) == 4
+
+
+def test_a_finished_run_is_redrawn_without_training(cut, tmp_path):
+    before = train(tmp_path, "--epochs", 1, data=cut)
+    stamp = (tmp_path / "gan" / "checkpoint.pt").stat().st_mtime_ns
+    (tmp_path / "gan" / "losses.png").unlink()
+    after = train(tmp_path, "--epochs", 1, "--perturb-dims", 5, 6, "--perturb-offsets", 0, 2, data=cut)
+    assert_same(before, after)
+    assert (tmp_path / "gan" / "checkpoint.pt").stat().st_mtime_ns == stamp
+    assert (tmp_path / "gan" / "losses.png").exists()
+
+
+def test_fresh_starts_over(cut, tmp_path):
+    train(tmp_path, "--epochs", 2, data=cut)
+    again = train(tmp_path, "--epochs", 1, "--fresh", data=cut)
+    assert len(again["history"]["steps"]) == 1
+
+
+def test_limit_trains_on_the_first_images_only(cut, tmp_path):
+    checkpoint = train(tmp_path, "--epochs", 1, "--limit", 70, data=cut)
+    assert checkpoint["history"]["steps"].shape == (1, 2, 4)  # two batches of 32
+
+
+def test_other_settings_in_the_same_folder_are_an_error_that_names_them(cut, tmp_path, capsys):
+    train(tmp_path, "--epochs", 1, data=cut)
+    kept = (tmp_path / "gan" / "checkpoint.pt").read_bytes()
+    line = failure(1, capsys, "--outputs", tmp_path, "--data", cut, "--seed", 7, *QUICK)
+    assert "seed was 0, is now 7" in line and "--fresh" in line and "--outputs" in line
+    assert (tmp_path / "gan" / "checkpoint.pt").read_bytes() == kept
+
+
+def failure(status, capsys, *arguments):
+    """Run gan.py with these; it must end with this status and one line, which is returned."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as raised:
+        common.main("GAN", gan.Generator, gan.Discriminator, [str(argument) for argument in arguments])
+    said = capsys.readouterr().err
+    if isinstance(raised.value.code, str):  # sys.exit prints this one, and the status is 1
+        said, code = raised.value.code + "\n", 1
+    else:
+        code = raised.value.code
+    assert code == status and said.count("\n") == 1, said
+    return said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--batch-size", "0"], "--batch-size: 0 is not at least 2"),
+        (["--batch-size", "1"], "--batch-size: 1 is not at least 2"),
+        (["--batch-size", "many"], "--batch-size: invalid whole number value: 'many'"),
+        (["--batch-size", "321"], "--batch-size 321"),
+        (["--limit", "100"], "--batch-size 128: more than the 100 images"),
+        (["--epochs", "-1"], "--epochs: -1"),
+        (["--learning-rate", "nan"], "--learning-rate: nan"),
+        (["--learning-rate", "0"], "--learning-rate: 0"),
+        (["--ema-decay", "1"], "--ema-decay: 1"),
+        (["--device", "tpu"], "'tpu'"),
+        (["--perturb-dims", "3", "100"], "100 is outside the latent vector"),
+        (["--perturb-dims", "-1"], "-1"),
+        (["--perturb-offsets", "inf"], "inf"),
+        (["--colour"], "--colour"),
+    ],
+)
+def test_a_wrong_option_is_one_line_and_status_2(arguments, named, cut, tmp_path, capsys):
+    line = failure(2, capsys, "--data", cut, "--outputs", tmp_path, *arguments)
+    assert named in line
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_a_device_that_is_not_there(cut, tmp_path, capsys):
+    line = failure(2, capsys, "--device", "cuda", "--data", cut, "--outputs", tmp_path)
+    assert "cuda" in line and "cpu" in line
+
+
+def test_an_output_folder_that_cannot_be_written(cut, tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    line = failure(1, capsys, "--data", cut, "--outputs", tmp_path / "file")
+    assert str(tmp_path / "file") in line
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_no_data_anywhere(cut, tmp_path, capsys):
+    line = failure(1, capsys, "--data", tmp_path / "nothing", "--outputs", tmp_path)
+    assert "FashionMNIST was not found" in line and str(tmp_path / "nothing") in line
+
+
+def test_errors_reach_the_shell_without_a_traceback(tmp_path):
+    result = script("dcgan.py", "--batch-size", "1", "--outputs", tmp_path)
+    assert result.returncode == 2 and result.stderr.count("\n") == 1
+    (tmp_path / "file").write_text("")
+    result = script("dcgan.py", *QUICK, "--outputs", tmp_path / "file")
+    assert result.returncode == 1 and result.stderr.count("\n") == 1, result.stderr
+
+
+def test_help_names_every_option_and_its_default():
+    text = " ".join(script("gan.py", "--help").stdout.split())
+    for default in ("200", "128", "0.0002", "0.999", "100", "auto", "data", "outputs", "50"):
+        assert f"(default: {default})" in text
+    for option in ("--perturb-dims", "--perturb-offsets", "--limit", "--fresh"):
+        assert option in text

@@ -1,0 +1,157 @@
+"""The training loop against the textbook's, written out here."""
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import common
+import dcgan
+import gan
+
+
+@pytest.fixture(params=[gan, dcgan], ids=["GAN", "DCGAN"])
+def networks(request):
+    torch.manual_seed(1)
+    G, D = request.param.Generator(), request.param.Discriminator()
+    for layer in D.modules():
+        if isinstance(layer, nn.Dropout2d):
+            layer.p = 0.0
+    return G, D
+
+
+def textbook_step(G, D, G_optimizer, D_optimizer, x, z):
+    """Goodfellow et al. (2014), Algorithm 1 with k = 1: probabilities, two passes, nothing shared."""
+    loss, one, zero = nn.BCELoss(), torch.ones(len(x), 1), torch.zeros(len(x), 1)
+    D_x, D_G_z = D.probability(x), D.probability(G(z).detach())
+    D_loss = (loss(D_x, one) + loss(D_G_z, zero)) / 2
+    D_optimizer.zero_grad()
+    D_loss.backward()
+    D_gradients = [p.grad.clone() for p in D.parameters()]
+    D_optimizer.step()
+    G_loss = loss(D.probability(G(z)), one)
+    G_optimizer.zero_grad()
+    G_loss.backward()
+    G_gradients = [p.grad.clone() for p in G.parameters()]
+    G_optimizer.step()
+    return torch.stack([D_loss, G_loss, D_x.mean(), D_G_z.mean()]).detach(), D_gradients, G_gradients
+
+
+def adam(network, **options):
+    return torch.optim.Adam(network.parameters(), lr=2e-4, betas=(0.5, 0.999), **options)
+
+
+def test_a_step_is_the_textbooks(networks):
+    G, D = networks
+    textbook_G, textbook_D = copy.deepcopy(networks)
+    x, z = torch.rand(16, 1, 28, 28) * 2 - 1, torch.randn(16, 100)
+
+    found = common.train_step(G, D, adam(G, fused=True), adam(D, fused=True), x, z, torch.float32)
+    optimizers = adam(textbook_G), adam(textbook_D)
+    expected, D_gradients, G_gradients = textbook_step(textbook_G, textbook_D, *optimizers, x, z)
+
+    torch.testing.assert_close(found, expected)
+    for network, gradients in ((D, D_gradients), (G, G_gradients)):
+        for parameter, gradient in zip(network.parameters(), gradients, strict=True):
+            scale = gradient.abs().max().item()
+            torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-4 * scale + 1e-9)
+
+
+def test_the_step_trains_both_networks(networks):
+    G, D = networks
+    before = copy.deepcopy(networks)
+    x, z = torch.rand(16, 1, 28, 28) * 2 - 1, torch.randn(16, 100)
+    common.train_step(G, D, adam(G), adam(D), x, z, torch.float32)
+    for network, old in zip(networks, before, strict=True):
+        for (name, new), was in zip(network.named_parameters(), old.parameters(), strict=True):
+            assert new.requires_grad and not torch.equal(new, was), name
+
+
+def test_bfloat16_is_float32_but_for_rounding(networks):
+    G, D = networks
+    x, z = torch.rand(64, 1, 28, 28) * 2 - 1, torch.randn(64, 100)
+    results = []
+    for dtype in (torch.float32, torch.bfloat16):
+        g, d = copy.deepcopy(networks)
+        results.append(common.train_step(g, d, adam(g), adam(d), x, z, dtype))
+        assert all(p.dtype == torch.float32 for p in [*g.parameters(), *d.parameters()])
+    assert results[1].dtype == torch.float32
+    torch.testing.assert_close(results[1], results[0], rtol=0.02, atol=0)
+    assert not torch.equal(results[0], results[1])
+
+
+class Decided(nn.Module):
+    """A discriminator of one logit for every image."""
+
+    def __init__(self, logit):
+        super().__init__()
+        self.logit = nn.Parameter(torch.tensor(logit))
+
+    def forward(self, x):
+        return self.logit + 0 * x.mean((1, 2, 3), keepdim=True).view(-1, 1)
+
+
+def test_losses_of_an_undecided_and_of_a_confident_discriminator():
+    x, z = torch.zeros(4, 1, 28, 28), torch.randn(4, 100)
+    for logit, D_loss, G_loss in ((0.0, math.log(2), math.log(2)), (-100.0, 50, 100), (100.0, 50, 0)):
+        # -log sigmoid(-100) is 100, where log(sigmoid) computed in two steps would be infinite
+        G, D = gan.Generator(), Decided(logit)
+        still = torch.optim.SGD(G.parameters(), lr=0), torch.optim.SGD(D.parameters(), lr=0)
+        losses = common.train_step(G, D, *still, x, z, torch.float32)[:2]
+        assert losses.tolist() == pytest.approx([D_loss, G_loss])
+
+
+def test_an_epoch_shows_every_image_once_in_a_new_order():
+    seen = []
+
+    class Recorder(gan.Discriminator):
+        def forward(self, x):
+            seen.append(x.detach()[: len(x) // 2, 0, 0, 0])  # the real half of the discriminator's batch
+            return super().forward(x)
+
+    settings = {"seed": 0, "latent_dim": 5, "learning_rate": 2e-4, "batch_size": 4, "ema_decay": 0.9}
+    training = common.new_training(gan.Generator, Recorder, settings, torch.device("cpu"))
+    greys = [*range(11), 255]
+    images = torch.tensor(greys, dtype=torch.uint8)[:, None, None, None].expand(12, 1, 28, 28)
+    orders = []
+    for epoch in (1, 2):
+        seen.clear()
+        record = common.train_epoch(training, images, epoch, settings, torch.float32, lambda: None)
+        assert record.shape == (3, 4)
+        orders.append([round(x) for x in ((torch.cat(seen[::2]) + 1) * 127.5).tolist()])
+        assert sorted(orders[-1]) == greys  # black was seen as -1, white as 1
+    assert orders[0] != orders[1] != greys
+
+
+def test_moving_average_follows_its_formula():
+    torch.manual_seed(0)
+    G = gan.Generator()
+    averaged = torch.optim.swa_utils.AveragedModel(G, use_buffers=True)
+    weight = G.layers[0].weight
+    mean = G.layers[3].running_mean
+    expected = None
+    for step in range(30):
+        with torch.no_grad():
+            weight.copy_(torch.randn_like(weight))
+            mean.copy_(torch.randn_like(mean))
+        common.update_average(averaged, G, step, decay=0.6)
+        # the first value as it is, then d a + (1 - d) w; the warm-up reaches 0.6 at step 13
+        d = 0 if step == 0 else min(0.6, (1 + step) / (10 + step))
+        now = weight.detach().double().clone(), mean.double().clone()
+        expected = [d * a + (1 - d) * w for a, w in zip(expected or now, now, strict=True)]
+    G_averaged = averaged.module
+    torch.testing.assert_close(G_averaged.layers[0].weight.double(), expected[0], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        G_averaged.layers[3].running_mean.double(), expected[1], rtol=1e-5, atol=1e-6
+    )
+
+
+def test_auto_precision_is_bfloat16_only_where_the_processor_has_it(monkeypatch):
+    cpu = torch.device("cpu")
+    for capabilities, dtype in (({"amx_bf16": True}, torch.bfloat16), ({"avx2": True}, torch.float32)):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=capabilities: found)
+        assert common.choose_dtype("auto", cpu) is dtype
+    assert common.choose_dtype("float32", cpu) is torch.float32
+    assert common.choose_dtype("bfloat16", cpu) is torch.bfloat16
