@@ -399,7 +399,7 @@ def nearest_neighbours_figure(fake, real, train, title):
                f"of {len(real)} real test images {real_distances.median():.1f}")
     images = torch.cat([fake[:8], train[indices[:8]]])
     columns = [f"{distance:.1f}" for distance in distances[:8]]
-    title = f"{title}: generated images and the nearest training images"
+    title += ": generated images and the nearest training images"
     return images_figure(images, title, ["generated", "nearest"], columns, caption)
 
 
@@ -418,8 +418,8 @@ def perturb(G, z, dims, offsets):
 
 def perturbation_figure(images, response, dims, offsets, title):
     """What `perturb` returns for 8 latent vectors: one panel a dimension, one row an offset."""
-    title = f"{title}: one latent dimension at a time, moved by an offset"
-    figure = new_figure(1.6 + 1.28 * len(dims) * len(offsets), title)
+    height = 1.6 + 1.25 * len(dims) * len(offsets)  # higher, and the row labels are cut
+    figure = new_figure(height, title + ": one latent dimension at a time, moved by an offset")
     panels = figure.subplots(len(dims), squeeze=False)[:, 0]
     for panel, dim, block, changes in zip(panels, dims, images, response, strict=True):
         labels = [f"z[{dim}] {offset:+g}".replace("-", "\N{MINUS SIGN}") for offset in offsets]
@@ -465,9 +465,9 @@ def draw_results(folder, G, history, train, test, name, args):
     figure = perturbation_figure(*perturb(G, z[:8], *moved), *moved, title)
     save(folder / "latent_perturbation.png", figure.savefig)
     first, *rest = animation(history, name)
-    durations = [100] * len(rest) + [2000]  # milliseconds; the last one stays
-    gif = {"format": "GIF", "save_all": True, "append_images": rest, "duration": durations, "loop": 0}
-    save(folder / "training.gif", lambda file: first.save(file, **gif))
+    gif = {"format": "GIF", "save_all": True, "append_images": rest, "loop": 0}
+    gif["duration"] = [100] * len(rest) + [2000]  # milliseconds; the last frame stays
+    save(folder / "training.gif", partial(first.save, **gif))
     save(folder / "generator.pt", partial(torch.save, G.state_dict()))
 
 
@@ -476,7 +476,6 @@ def draw_results(folder, G, history, train, test, name, args):
 
 def number(kind, low, high=math.inf):
     """A parser, for argparse, of numbers of that kind from `low` to below `high`."""
-
     def parse(text):
         value = kind(text)
         if not low <= value < high:
@@ -498,12 +497,11 @@ def parse_arguments(name, argv=None):
     whole, folder = {"type": number(int, 1), "metavar": "N"}, {"type": Path, "metavar": "FOLDER"}
 
     add = parser.add_argument_group("this run").add_argument
-    unsaid, devices, types = argparse.SUPPRESS, ("auto", "cpu", "cuda", "mps"), ("auto", "float32", "bfloat16")
     add("--epochs", **whole, default=200, help="train up to this epoch")
-    add("--device", choices=devices, default="auto", help="auto: cuda, else mps, else cpu")
+    add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="auto: a GPU if there is one")
     add("--data", **folder, default="data", help="where the images are, or are to be put")
     add("--outputs", **folder, default="outputs", help="where all results are put")
-    add("--fresh", action="store_true", default=unsaid, help="start over instead of continuing")
+    add("--fresh", action="store_true", default=argparse.SUPPRESS, help="start over instead of continuing")
 
     add = parser.add_argument_group("training (to continue a run, give the same)").add_argument
     add("--batch-size", type=number(int, 2), metavar="N", default=128, help="images per step")
@@ -511,12 +509,13 @@ def parse_arguments(name, argv=None):
     add("--ema-decay", type=number(float, 0, 1), metavar="D", default=0.999, help="of G's moving average")
     add("--latent-dim", **whole, default=100, help="length of the latent vector z")
     add("--seed", type=number(int, 0, 2**32), metavar="N", default=0, help="of all random numbers")
-    add("--precision", choices=types, default="auto", help="auto: bfloat16 where the hardware has it")
-    add("--limit", **whole, default=unsaid, help="train on the first N images only (default: all)")
+    add("--precision", choices=("auto", "float32", "bfloat16"), default="auto",
+        help="auto: bfloat16 where the hardware has it")
+    add("--limit", **whole, default=argparse.SUPPRESS, help="the first N images only (default: all)")
 
     add = parser.add_argument_group("figures").add_argument
     add("--sample-every", **whole, default=50, help="epochs between sample grids")
-    add("--perturb-dims", type=number(int, 0), nargs="+", metavar="DIM", default=unsaid,
+    add("--perturb-dims", type=number(int, 0), nargs="+", metavar="DIM", default=argparse.SUPPRESS,
         help="dimensions of z to move, counted from 0 (default: five spread over z)")
     add("--perturb-offsets", type=number(float, -1000, 1000), nargs="+", metavar="X",
         default=[-4.0, 0.0, 4.0], help="by how much to move them; z is drawn from N(0, 1)")
@@ -557,9 +556,9 @@ def run(name, Generator, Discriminator, args):
     epochs = max(done, args.epochs)
     print(f"{name} on {device} in {dtype}, {len(train):,} images, {done} of {epochs} epochs done")
     images = train.to(device)
-    layout = "{desc} |{bar}| {n:.1f}/{total:.0f} epochs, {elapsed}, left {remaining}{postfix}"
+    layout = "{n:.1f}/{total:.0f}{postfix} left {remaining} {bar}"  # on 80 columns all but the bar is shown
     counts = {"initial": done * steps, "total": epochs * steps, "unit_scale": 1 / steps}
-    with tqdm(desc=name, **counts, bar_format=layout, mininterval=1, dynamic_ncols=True) as bar:
+    with tqdm(**counts, bar_format=layout, mininterval=1, dynamic_ncols=True) as bar:
         for epoch in range(done + 1, epochs + 1):
             start = time.perf_counter()
             record = train_epoch(training, images, epoch, settings, dtype, bar.update)
@@ -577,9 +576,9 @@ def run(name, Generator, Discriminator, args):
                 draw_progress(folder, history, name, epoch)
 
             D_loss, G_loss, D_x, D_G_z = record.mean(0).tolist()
-            bar.set_postfix_str(
-                f"D loss {D_loss:.3f}, G loss {G_loss:.3f}, D(x) {D_x:.2f}, D(G(z)) {D_G_z:.2f}, "
-                f"{steps * args.batch_size / seconds:,.0f} images/s")
+            rate = steps * args.batch_size / seconds
+            bar.postfix = (f"loss D {D_loss:.2f} G {G_loss:.2f} D(x) {D_x:.2f} D(G(z)) {D_G_z:.2f} "
+                           f"{rate:.0f} img/s")
     for epoch in sorted({*range(args.sample_every, epochs, args.sample_every), epochs}):
         draw_progress(folder, history, name, epoch)
     draw_results(folder, training["averaged"].module, history, train, test, name, args)
