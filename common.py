@@ -289,7 +289,7 @@ def save_history(path, history):
 def new_training(Generator, Discriminator, settings, device):
     """The networks, the moving average and the optimizers, freshly initialised from the seed."""
     torch.manual_seed(settings["seed"] * 1_000_000)
-    # channels_last: the memory layout in which convolutions are fastest.
+    # channels_last: the memory layout in which convolutions are fastest (see dcgan.UpsampleConv).
     G = Generator(settings["latent_dim"]).to(device, memory_format=torch.channels_last)
     D = Discriminator().to(device, memory_format=torch.channels_last)
     averaged = AveragedModel(G, use_buffers=True)  # the buffers are BatchNorm's statistics
@@ -498,7 +498,7 @@ def parse_arguments(name, argv=None):
 
     add = parser.add_argument_group("this run").add_argument
     add("--epochs", **whole, default=200, help="train up to this epoch")
-    add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="auto: a GPU if there is one")
+    add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="auto: GPU if there is one")
     add("--data", **folder, default="data", help="where the images are, or are to be put")
     add("--outputs", **folder, default="outputs", help="where all results are put")
     add("--fresh", action="store_true", default=argparse.SUPPRESS, help="start over instead of continuing")

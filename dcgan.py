@@ -5,9 +5,29 @@ Run `python dcgan.py` to train for 200 epochs and write figures and checkpoints 
 """
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import common
+
+
+class UpsampleConv(nn.Conv2d):
+    """Upsample x2 (nearest), then Conv 3x3: (N, channels_in, H, W) to (N, channels_out, 2H, 2W).
+
+    Computed as one transposed convolution of stride 2, whose 4x4 kernel is the 3x3 kernel convolved with
+    the 2x2 block of ones that upsampling makes of a pixel: the same function with 4/9 of the
+    multiplications (a step of 128 images takes 285 ms instead of 505 on two AVX2 cores in float32).
+    """
+
+    def __init__(self, channels_in, channels_out):
+        super().__init__(channels_in, channels_out, 3)
+
+    def forward(self, x):
+        # channels_last, which the linear layer does not put out: 285 ms a step, 308 without.
+        x = x.contiguous(memory_format=torch.channels_last)
+        kernel = self.weight.flip(2, 3).transpose(0, 1)  # a transposed convolution turns its kernel round
+        kernel = 4 * F.avg_pool2d(F.pad(kernel, (1, 1, 1, 1)), 2, stride=1)  # sums of 2x2 neighbours
+        return F.conv_transpose2d(x, kernel, self.bias, stride=2, padding=1)
 
 
 class Generator(nn.Module):
@@ -18,12 +38,10 @@ class Generator(nn.Module):
         self.layers = nn.Sequential(
             nn.Linear(latent_dim, 128 * 7 * 7),
             nn.Unflatten(1, (128, 7, 7)),
-            nn.Upsample(scale_factor=2),
-            nn.Conv2d(128, 128, 3, padding=1),
+            UpsampleConv(128, 128),  # -> 14x14
             nn.BatchNorm2d(128),
             nn.LeakyReLU(0.2),
-            nn.Upsample(scale_factor=2),
-            nn.Conv2d(128, 64, 3, padding=1),
+            UpsampleConv(128, 64),  # -> 28x28
             nn.BatchNorm2d(64),
             nn.LeakyReLU(0.2),
             nn.Conv2d(64, 1, 3, padding=1),

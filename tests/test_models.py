@@ -81,3 +81,24 @@ def test_slopes_dropout_and_batch_norm_are_the_designs(module):
     assert {norm.eps for norm in norms} == {1e-5}
     dropouts = [layer.p for layer in layers if isinstance(layer, nn.Dropout2d)]
     assert dropouts == ([] if module is gan else [0.25] * 4)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+def test_upsample_conv_is_upsample_and_conv(dtype, tolerance):
+    """The same function and the same gradients, by the two layers that it stands for."""
+    torch.manual_seed(0)
+    ours = dcgan.UpsampleConv(6, 5).to(dtype)
+    conv = nn.Conv2d(6, 5, 3, padding=1).to(dtype)
+    conv.load_state_dict(ours.state_dict())
+    two_layers = nn.Sequential(nn.Upsample(scale_factor=2), conv)
+    x = torch.randn(3, 6, 7, 4, dtype=dtype)
+    results = []
+    for layers, layer in ((ours, ours), (two_layers, conv)):
+        x_in = x.clone().requires_grad_()
+        y = layers(x_in)
+        (y**2).mean().backward()
+        results.append((y, x_in.grad, layer.weight.grad, layer.bias.grad))
+    assert results[0][0].shape == (3, 5, 14, 8)
+    for found, expected in zip(*results, strict=True):
+        largest = expected.abs().max().item()
+        torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance * largest)
