@@ -13,11 +13,14 @@ import hashlib
 import io
 import math
 import os
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
+import zipfile
+import zlib
 from functools import partial
 from pathlib import Path
 
@@ -30,6 +33,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchvision.datasets import FashionMNIST
 from torchvision.utils import make_grid
 from tqdm import tqdm
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks
+    fcntl = None
 
 
 class UserError(Exception):
@@ -63,6 +71,8 @@ def load_fashion_mnist(data, split):
     Returns uint8 images (N, 1, 28, 28) in 0..255 and int64 labels (N,) in 0..9 (Xiao et al. 2017).
     Raises UserError, naming every source tried, when none has them.
     """
+    if Path(data).is_file():
+        raise UserError(f"--data {data} is a file: give a folder, empty or with FashionMNIST/raw/ in it")
     raw = Path(data, "FashionMNIST", "raw")
     prefix = {"train": "train", "test": "t10k"}[split]
     sources = {
@@ -97,7 +107,11 @@ def read_verified(folder, name):
         path = path.with_name(f"{name}.gz")
     if not path.exists():
         raise FileNotFoundError(f"no {name}")
-    content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    content = path.read_bytes()
+    try:
+        content = gzip.decompress(content) if path.suffix == ".gz" else content
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} is damaged ({error}): delete it") from error
     digest = hashlib.sha256(content).hexdigest()
     if digest != SHA256[name]:
         raise ValueError(f"{path} is damaged (SHA-256 {digest[:8]}, not {SHA256[name][:8]}): delete it")
@@ -138,7 +152,7 @@ def fetch_debian_package(raw):
         apt-get $options update && apt-get $options download {DEBIAN_PACKAGE} && dpkg-deb -x *.deb .
     """
     with tempfile.TemporaryDirectory() as folder:
-        result = subprocess.run(["sh", "-c", script], cwd=folder, capture_output=True, text=True)
+        result = subprocess.run(["sh", "-c", script], cwd=folder, capture_output=True, text=True, timeout=300)
         if result.returncode != 0:
             raise RuntimeError(" ".join(result.stderr.split()) or "failed")
         return keep_verified(folder + str(DEBIAN_FOLDER), raw)
@@ -241,6 +255,30 @@ def train_epoch(training, images, epoch, settings, dtype, progress):
     return torch.stack(record).cpu()
 
 
+def train_epochs(training, images, done, epochs, settings, dtype):
+    """Train epoch after epoch from done + 1 to `epochs` under a progress bar.
+
+    After each, yields its number and its record: what train_step returned at each step, "steps"
+    (steps, 4), and "seconds". Raises UserError when a loss is not finite.
+    """
+    steps = len(images) // settings["batch_size"]
+    layout = "{n:.1f}/{total:.0f}{postfix} left {remaining} {bar}"  # 80 columns show all but the bar
+    counts = {"initial": done * steps, "total": epochs * steps, "unit_scale": 1 / steps}
+    with tqdm(**counts, bar_format=layout, mininterval=1, dynamic_ncols=True) as bar:
+        for epoch in range(done + 1, epochs + 1):
+            start = time.perf_counter()
+            record = train_epoch(training, images, epoch, settings, dtype, bar.update)
+            seconds = time.perf_counter() - start
+            if not record.isfinite().all():
+                way_out = "a lower --learning-rate or --precision float32, with --fresh"
+                raise UserError(f"epoch {epoch}: a loss is not finite. Earlier epochs are kept. Try {way_out}")
+            D_loss, G_loss, D_x, D_G_z = record.mean(0).tolist()
+            rate = steps * settings["batch_size"] / seconds
+            bar.postfix = (f"loss D {D_loss:.2f} G {G_loss:.2f} D(x) {D_x:.2f} D(G(z)) {D_G_z:.2f} "
+                           f"{rate:.0f} img/s")
+            yield epoch, {"steps": record, "seconds": seconds}
+
+
 @torch.no_grad()
 def generate(G, z):
     """Images G(z) as uint8 (N, 28, 28) on the CPU, BatchNorm using its running statistics."""
@@ -257,23 +295,51 @@ def latent_vectors(latent_dim):
 # -------------------------------------------------------------------- files and checkpoints
 
 
+PARTIAL = ".partial-"  # what the names of files begin with while they are being written
+
+
 def save(path, write):
     """Write what write(file) writes to `path`: whole or not at all.
 
     First to memory, because torch.save does not report a full disk as an OSError; then under another
-    name, so that whatever happens `path` holds its old content or the new one.
+    name, so that whatever happens `path` holds its old content or the new one. Raises UserError.
     """
     buffer = io.BytesIO()
     write(buffer)
-    part = path.with_name(f".partial-{path.name}")
+    part = path.with_name(PARTIAL + path.name)
     try:
         with open(part, "wb") as file:
             file.write(buffer.getbuffer())
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
+    except OSError as error:
+        kept = "what was there before is intact"
+        raise UserError(f"{path} could not be written: {error.strerror}; {kept}") from error
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def sole_use(folder):
+    """Make the folder, keep it for this process, and remove what a killed one left half-written.
+
+    Raises UserError when it cannot be written or another process has it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / ".lock", "w")  # the system releases it, however the process ends
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written: {error.strerror}; give another --outputs") from error
+    with lock:
+        try:
+            if fcntl:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{folder} is in use by another run: wait, or give another --outputs") from None
+        for leftover in folder.glob(PARTIAL + "*"):
+            leftover.unlink()
+        yield
 
 
 def save_history(path, history):
@@ -299,22 +365,29 @@ def new_training(Generator, Discriminator, settings, device):
     return {"G": G, "D": D, "averaged": averaged, "G_optimizer": G_optimizer, "D_optimizer": D_optimizer}
 
 
-def load_checkpoint(path, training, settings):
-    """Put the checkpoint at `path` into `training`; returns its history.
+def load_checkpoint(path, training, settings, steps):
+    """Put the checkpoint at `path` into `training`; returns its history, of epochs of so many steps.
 
     Raises UserError when the file is not such a checkpoint or its run had other settings.
     """
     try:
+        with zipfile.ZipFile(path) as archive:  # torch.load does not look at the checksums
+            if archive.testzip():
+                raise ValueError("wrong checksum")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        before = checkpoint["settings"]
+        before, history = checkpoint["settings"], checkpoint["history"]
         changed = {key: value for key, value in settings.items() if before[key] != value}
         if not changed:
             for name, part in training.items():
                 part.load_state_dict(checkpoint[name])
-            return checkpoint["history"]
-    except Exception as error:  # whatever torch makes of a damaged file
+            epochs = len(history["seconds"])
+            shapes = [tuple(history[key].shape) for key in ("steps", "samples")]
+            if shapes != [(epochs, steps, 4), (epochs, 64, 28, 28)]:
+                raise ValueError(f"history of shapes {shapes}")
+            return history
+    except Exception as error:  # whatever Python and torch make of a damaged file
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise UserError(f"{path} is damaged or not ours ({reason}): delete it or use --fresh") from None
+        raise UserError(f"{path} is damaged or not ours ({reason}): move it away, or use --fresh") from error
     changes = "; ".join(f"{key} was {before[key]}, is now {changed[key]}" for key in changed)
     way_out = "give the old settings, another --outputs, or --fresh to start over"
     raise UserError(f"{path} is of a run with other settings ({changes}): {way_out}")
@@ -322,6 +395,8 @@ def load_checkpoint(path, training, settings):
 
 # ----------------------------------------------------------------------------------- figures
 
+FIGURES = ("losses.png", "samples_epoch_*.png", "real_vs_generated.png", "nearest_neighbours.png",
+           "latent_perturbation.png", "training.gif", "generator.pt")
 WIDTH = 12 / 2.54  # inches: 12 cm, the text width of a report, so that figures print at their own size
 
 
@@ -531,7 +606,6 @@ def parse_arguments(name, argv=None):
 
 def run(name, Generator, Discriminator, args):
     """Train, continue or only redraw the model as `args` say, and draw every figure."""
-    keep_freed_memory()
     device = choose_device(args.device)
     dtype = choose_dtype(args.precision, device)
     train = load_fashion_mnist(args.data, "train")[0][: args.limit]
@@ -540,60 +614,55 @@ def run(name, Generator, Discriminator, args):
     if steps == 0:
         raise OptionError(f"--batch-size {args.batch_size}: more than the {len(train)} images")
 
-    folder = args.outputs / name.lower()
-    folder.mkdir(parents=True, exist_ok=True)
-    checkpoint = folder / "checkpoint.pt"
+    keep_freed_memory()  # from here on: not what reading the files has freed
     kept = ("batch_size", "learning_rate", "ema_decay", "latent_dim", "seed", "precision", "limit")
     settings = {"model": name, **{key: getattr(args, key) for key in kept}}
     training = new_training(Generator, Discriminator, settings, device)
-    if checkpoint.exists() and not args.fresh:
-        history = load_checkpoint(checkpoint, training, settings)
-    else:  # of every epoch: what each step returned, the grid of fixed samples, the seconds of training
-        samples = torch.empty(0, 64, 28, 28, dtype=torch.uint8)
-        history = {"steps": torch.empty(0, steps, 4), "samples": samples, "seconds": []}
+    folder = args.outputs / name.lower()
+    checkpoint = folder / "checkpoint.pt"
+    with sole_use(folder):
+        if checkpoint.exists() and not args.fresh:
+            history = load_checkpoint(checkpoint, training, settings, steps)
+        else:  # of every epoch: what each step returned, the fixed samples, the seconds of training
+            samples = torch.empty(0, 64, 28, 28, dtype=torch.uint8)
+            history = {"steps": torch.empty(0, steps, 4), "samples": samples, "seconds": []}
+        done = len(history["steps"])
+        epochs = max(done, args.epochs)
+        start = f"{name} on {device} in {dtype}, {len(train):,} images, {done} of {epochs} epochs done"
+        print(start, flush=True)
 
-    done = len(history["steps"])
-    epochs = max(done, args.epochs)
-    print(f"{name} on {device} in {dtype}, {len(train):,} images, {done} of {epochs} epochs done")
-    images = train.to(device)
-    layout = "{n:.1f}/{total:.0f}{postfix} left {remaining} {bar}"  # on 80 columns all but the bar is shown
-    counts = {"initial": done * steps, "total": epochs * steps, "unit_scale": 1 / steps}
-    with tqdm(**counts, bar_format=layout, mininterval=1, dynamic_ncols=True) as bar:
-        for epoch in range(done + 1, epochs + 1):
-            start = time.perf_counter()
-            record = train_epoch(training, images, epoch, settings, dtype, bar.update)
-            seconds = time.perf_counter() - start
-
+        for epoch, record in train_epochs(training, train.to(device), done, epochs, settings, dtype):
             samples = generate(training["averaged"].module, latent_vectors(args.latent_dim)[:64])
-            history["steps"] = torch.cat([history["steps"], record[None]])
+            history["steps"] = torch.cat([history["steps"], record["steps"][None]])
             history["samples"] = torch.cat([history["samples"], samples[None]])
-            history["seconds"].append(seconds)
+            history["seconds"].append(record["seconds"])
             # Everything needed to go on: the random state is that of the seed and of the epochs done.
             states = {part: training[part].state_dict() for part in training}
             save(checkpoint, partial(torch.save, {**states, "history": history, "settings": settings}))
+            if args.fresh and epoch == 1:  # the figures of the run before go only now
+                for stale in (stale for pattern in FIGURES for stale in folder.glob(pattern)):
+                    stale.unlink()
             save_history(folder / "history.csv", history)
             if epoch % args.sample_every == 0:
                 draw_progress(folder, history, name, epoch)
 
-            D_loss, G_loss, D_x, D_G_z = record.mean(0).tolist()
-            rate = steps * args.batch_size / seconds
-            bar.postfix = (f"loss D {D_loss:.2f} G {G_loss:.2f} D(x) {D_x:.2f} D(G(z)) {D_G_z:.2f} "
-                           f"{rate:.0f} img/s")
-    for epoch in sorted({*range(args.sample_every, epochs, args.sample_every), epochs}):
-        draw_progress(folder, history, name, epoch)
-    draw_results(folder, training["averaged"].module, history, train, test, name, args)
+        save_history(folder / "history.csv", history)
+        for epoch in sorted({*range(args.sample_every, epochs, args.sample_every), epochs}):
+            draw_progress(folder, history, name, epoch)
+        draw_results(folder, training["averaged"].module, history, train, test, name, args)
     print(f"figures in {folder}")
 
 
 def main(name, Generator, Discriminator, argv=None):
     """Run a script's command line; `name` is the model's, for titles and the folder."""
     args = parse_arguments(name, argv)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends a run as Ctrl-C does
     try:
         run(name, Generator, Discriminator, args)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, OptionError) else 1)
-    except OSError as error:
-        sys.exit(f"error: {error.filename or args.outputs}: {error.strerror or error}")
     except KeyboardInterrupt:
-        sys.exit("stopped; the same command goes on from the last finished epoch")
+        again = "the same command without --fresh" if args.fresh else "the same command"
+        print(f"stopped: {again} goes on after the last finished epoch", file=sys.stderr)
+        sys.exit(130)  # as shells have it for Ctrl-C

@@ -1,0 +1,358 @@
+"""A run is never lost: kills, full disks, damaged files, bad sources, and mistakes.
+
+The long form, by hand: `python tests/test_faults.py gan.py 20 200 0.6` kills a run of 200 epochs 20 times,
+after up to 0.6 s of training each time; for dcgan.py 20 60 1.2.
+"""
+
+import contextlib
+import functools
+import gzip
+import hashlib
+import http.server
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import RAW
+from test_scripts import FIGURES, QUICK, ROOT, assert_same, failure, train
+from torchvision.datasets import FashionMNIST
+
+import common
+
+OPTIONS = (*QUICK, "--sample-every", "100")
+
+
+def start(script, outputs, epochs, *options, preexec_fn=None):
+    """A real process of the script on the cut; its output comes unbuffered."""
+    command = [sys.executable, "-u", str(ROOT / "tests" / "run_on_cut.py"), script, *OPTIONS, *options]
+    command += ["--epochs", str(epochs), "--outputs", str(outputs)]
+    pipe, environment = subprocess.PIPE, {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, stdout=pipe, stderr=pipe, text=True, env=environment, preexec_fn=preexec_fn)
+
+
+def wait_for_training(process):
+    """Return when the process says that it is about to train, with how many epochs are done."""
+    line = process.stdout.readline()
+    assert "epochs done" in line, line + process.stderr.read()
+    return int(line.split(" of ")[0].split()[-1])
+
+
+def finish(process, status=0):
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == status, errors
+    return errors
+
+
+def kill_and_compare(script, kills, epochs, longest, folder, chance):
+    """Kill a run after random times up to `longest` seconds of training, every third time in the middle of
+    writing a checkpoint; let it end: it must be what a run never killed is. Returns the epochs found done
+    at each start."""
+    name = Path(script).stem
+    found = []
+    for kill in range(kills):
+        process = start(script, folder / "killed", epochs)
+        found.append(wait_for_training(process))
+        partial = folder / "killed" / name / ".partial-checkpoint.pt"
+        deadline = time.monotonic() + 20
+        if kill % 3 == 0:
+            while not partial.exists() and process.poll() is None and time.monotonic() < deadline:
+                pass
+        else:
+            time.sleep(chance.uniform(0, longest))
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL, "finished before it could be killed"
+    process = start(script, folder / "killed", epochs)
+    found.append(wait_for_training(process))
+    finish(process)
+    finish(start(script, folder / "straight", epochs))
+    assert_same_run(folder / "killed" / name, folder / "straight" / name)
+    return found
+
+
+def assert_same_run(one, other):
+    """The same tensors, history (but for the seconds) and figures, and nothing left over."""
+    assert_same(*(torch.load(run / "checkpoint.pt", weights_only=True) for run in (one, other)))
+    histories = [[line.rsplit(",", 1)[0] for line in (run / "history.csv").open()] for run in (one, other)]
+    assert histories[0] == histories[1]
+    assert sorted(path.name for path in one.iterdir()) == sorted(path.name for path in other.iterdir())
+    for figure in FIGURES:
+        assert (one / f"{figure}.png").read_bytes() == (other / f"{figure}.png").read_bytes(), figure
+
+
+@pytest.mark.parametrize(("script", "epochs", "longest"), [("gan.py", 30, 0.5), ("dcgan.py", 8, 0.9)])
+def test_a_killed_run_goes_on_bit_for_bit(script, epochs, longest, tmp_path):
+    found = kill_and_compare(script, 2, epochs, longest, tmp_path, random.Random(1))
+    assert found[0] == 0 and found == sorted(found) and found[-1] < epochs
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_sigterm_end_with_one_line(number, tmp_path):
+    process = start("gan.py", tmp_path, 1000)
+    wait_for_training(process)
+    while not (tmp_path / "gan" / "checkpoint.pt").exists():
+        time.sleep(0.01)
+    process.send_signal(number)
+    errors = finish(process, 130)
+    assert "Traceback" not in errors
+    assert errors.splitlines()[-1] == "stopped: the same command goes on after the last finished epoch"
+    assert torch.load(tmp_path / "gan" / "checkpoint.pt", weights_only=True)["history"]["seconds"]
+
+
+def test_a_second_process_on_the_folder_stops(cut, tmp_path, capsys):
+    with common.sole_use(tmp_path / "gan"):
+        process = start("gan.py", tmp_path, 1)
+        errors = finish(process, 1)
+    assert errors.count("\n") == 1 and "in use by another run" in errors and str(tmp_path / "gan") in errors
+    train(tmp_path, "--epochs", 1, data=cut)  # and once the first is gone, it may
+
+
+def test_leftovers_of_a_killed_process_are_swept(cut, tmp_path):
+    (tmp_path / "gan").mkdir()
+    leftover = tmp_path / "gan" / ".partial-checkpoint.pt"
+    leftover.write_bytes(b"half")
+    train(tmp_path, "--epochs", 1, data=cut)
+    assert not leftover.exists()
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(tmp_path):
+    """In the second run no file may grow beyond 20 MB, as with `ulimit -f`; the checkpoint takes 30."""
+    finish(start("gan.py", tmp_path / "a", 1))
+    folder = tmp_path / "a" / "gan"
+    files = {path: path.read_bytes() for path in folder.iterdir()}
+
+    def limit_file_size():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000_000, 20_000_000))
+
+    errors = finish(start("gan.py", tmp_path / "a", 2, preexec_fn=limit_file_size), 1)
+
+    assert "checkpoint.pt could not be written: File too large" in errors.splitlines()[-1]
+    assert "Traceback" not in errors
+    assert {path: path.read_bytes() for path in folder.iterdir()} == files
+    finish(start("gan.py", tmp_path / "a", 2))
+    finish(start("gan.py", tmp_path / "b", 2))
+    runs = [torch.load(tmp_path / run / "gan" / "checkpoint.pt", weights_only=True) for run in "ab"]
+    assert_same(*runs)
+
+
+def test_fresh_keeps_the_old_run_until_the_new_one_has_a_checkpoint(cut, tmp_path, monkeypatch):
+    train(tmp_path, "--epochs", 2, "--sample-every", 1, data=cut)
+    files = {path: path.read_bytes() for path in (tmp_path / "gan").iterdir()}
+
+    def stopped(*_):
+        raise common.UserError("stopped")
+
+    with monkeypatch.context() as patch, contextlib.suppress(SystemExit):
+        patch.setattr(common, "train_epoch", stopped)
+        train(tmp_path, "--fresh", "--epochs", 1, data=cut)
+    assert {path: path.read_bytes() for path in (tmp_path / "gan").iterdir()} == files
+
+    again = train(tmp_path, "--fresh", "--epochs", 1, data=cut)
+    assert len(again["history"]["seconds"]) == 1
+    assert not (tmp_path / "gan" / "samples_epoch_002.png").exists()
+
+
+def test_every_difference_of_settings_is_named(cut, tmp_path, capsys):
+    train(tmp_path, "--epochs", 1, data=cut)
+    line = failure(1, capsys, *QUICK, "--data", cut, "--outputs", tmp_path,
+                   "--seed", 3, "--learning-rate", 0.001, "--latent-dim", 100)  # fmt: skip
+    assert "learning_rate was 0.0002, is now 0.001" in line and "seed was 0, is now 3" in line
+    assert "latent_dim" not in line
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:100_000])
+
+
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 16
+    path.write_bytes(content)
+
+
+def write_text(path):
+    path.write_text("not a checkpoint\nat all\n")
+
+
+def change(part, value):
+    def tamper(path):
+        checkpoint = torch.load(path, weights_only=True)
+        checkpoint[part] = value(checkpoint[part])
+        torch.save(checkpoint, path)
+
+    return tamper
+
+
+class Malicious:
+    def __reduce__(self):
+        return os.mkdir, ("/tmp/this checkpoint ran code",)
+
+
+def put_code(path):
+    torch.save({"settings": Malicious()}, path)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        truncate,
+        flip_a_bit,
+        write_text,
+        put_code,
+        change("history", lambda history: {**history, "steps": history["steps"][:, :1]}),
+        change("history", lambda history: {**history, "seconds": []}),
+        change("D", lambda state: {**state, "layers.1.weight": torch.zeros(3, 3)}),
+        change("G_optimizer", lambda state: {}),
+        change("settings", lambda settings: {}),
+    ],
+)
+def test_a_damaged_checkpoint_is_one_line_and_is_left_alone(damage, cut, tmp_path, capsys):
+    train(tmp_path, "--epochs", 1, data=cut)
+    path = tmp_path / "gan" / "checkpoint.pt"
+    damage(path)
+    kept = path.read_bytes()
+    line = failure(1, capsys, *QUICK, "--data", cut, "--outputs", tmp_path)
+    assert str(path) in line and "damaged or not ours" in line and "--fresh" in line
+    assert path.read_bytes() == kept and not Path("/tmp/this checkpoint ran code").exists()
+
+
+def test_a_checkpoint_of_the_other_model(cut, tmp_path, capsys):
+    train(tmp_path, "--epochs", 1, data=cut)
+    (tmp_path / "dcgan").mkdir()
+    shutil.copy(tmp_path / "gan" / "checkpoint.pt", tmp_path / "dcgan")
+    errors = finish(start("dcgan.py", tmp_path, 1), 1)
+    assert errors.count("\n") == 1 and "model was GAN, is now DCGAN" in errors
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(cut, tmp_path, capsys, monkeypatch):
+    before = train(tmp_path, "--epochs", 1, data=cut)
+    step, calls = common.train_step, iter(range(100))
+
+    def broken_step(*arguments):
+        return step(*arguments) * (float("nan") if next(calls) == 1 else 1)
+
+    monkeypatch.setattr(common, "train_step", broken_step)
+    with pytest.raises(SystemExit) as raised:
+        train(tmp_path, "--epochs", 5, data=cut)
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert raised.value.code == 1 and "epoch 2" in line and "not finite" in line and "--learning-rate" in line
+    assert_same(before, torch.load(tmp_path / "gan" / "checkpoint.pt", weights_only=True))
+
+
+def test_a_data_path_that_is_a_file(cut, tmp_path, capsys):
+    (tmp_path / "images.gz").write_text("")
+    line = failure(1, capsys, "--data", tmp_path / "images.gz", "--outputs", tmp_path)
+    assert f"--data {tmp_path / 'images.gz'} is a file" in line and "folder" in line
+
+
+def cut_short(content):
+    return content[: len(content) // 2]
+
+
+def wrong_header(content):
+    return b"\0\0\x08\x01" + content[4:]
+
+
+@pytest.mark.parametrize("damage", [cut_short, wrong_header, lambda content: b"<html>Sorry</html>"])
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_damaged_data_file_is_named(damage, packed, cut, tmp_path, capsys):
+    raw = tmp_path / "FashionMNIST" / "raw"
+    shutil.copytree(RAW, raw)
+    path = raw / "train-images-idx3-ubyte.gz"
+    content = path.read_bytes()
+    if not packed:
+        content = gzip.decompress(content)
+        path.unlink()
+        path = path.with_suffix("")
+    path.write_bytes(damage(content))
+    line = failure(1, capsys, "--data", tmp_path, "--outputs", tmp_path / "outputs")
+    assert f"{path} is damaged" in line and "delete it" in line
+    assert not (tmp_path / "outputs").exists()
+
+
+class Mirror(http.server.SimpleHTTPRequestHandler):
+    """Serves the cut well under /good/, and otherwise as badly as the path says."""
+
+    def do_GET(self):
+        if self.path.startswith("/good/"):
+            super().do_GET()
+        elif self.path.startswith("/html/"):
+            self.answer(b"<html>Sorry</html>", 18)
+        elif self.path.startswith("/short/"):
+            content = (RAW / Path(self.path).name).read_bytes()
+            self.answer(cut_short(content), len(content))
+        else:
+            time.sleep(5)
+
+    def answer(self, content, length):
+        self.send_response(200)
+        self.send_header("Content-Length", str(length))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def mirrors(tmp_path, monkeypatch):
+    """The address of a server of good and bad mirrors; the cut's checksums are accepted everywhere."""
+    shutil.copytree(RAW, tmp_path / "web" / "good")
+    monkeypatch.setattr(common, "SHA256", dict(common.SHA256))
+    for name in common.SHA256:
+        content = gzip.decompress((RAW / f"{name}.gz").read_bytes())
+        common.SHA256[name] = hashlib.sha256(content).hexdigest()
+    resources = [(path.name, hashlib.md5(path.read_bytes()).hexdigest()) for path in sorted(RAW.iterdir())]
+    monkeypatch.setattr(FashionMNIST, "resources", resources)
+    monkeypatch.setattr(common, "NETWORK_TIMEOUT", 1)
+    handler = functools.partial(Mirror, directory=tmp_path / "web")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+@pytest.mark.parametrize("bad", ["html", "short", "hang"])
+def test_after_a_bad_mirror_comes_the_next(bad, mirrors, monkeypatch, tmp_path):
+    monkeypatch.setattr(FashionMNIST, "mirrors", [f"{mirrors}{bad}/"])
+    monkeypatch.setattr(common, "SECOND_MIRROR", f"{mirrors}good/")
+    started = time.monotonic()
+    raw = common.download(tmp_path / "raw")
+    assert sorted(path.name for path in raw.iterdir()) == sorted(common.SHA256)
+    assert time.monotonic() - started < 4
+
+
+def test_when_every_source_fails_all_are_listed(mirrors, monkeypatch, tmp_path):
+    incomplete = tmp_path / "debian"
+    incomplete.mkdir()
+    shutil.copy(RAW / "t10k-images-idx3-ubyte.gz", incomplete)
+    monkeypatch.setattr(common, "DEBIAN_FOLDER", incomplete)
+    monkeypatch.setattr(FashionMNIST, "mirrors", [f"{mirrors}html/"])
+    monkeypatch.setattr(common, "SECOND_MIRROR", f"{mirrors}short/")
+    monkeypatch.setenv("PATH", "/nonexistent")  # no apt-get, and no sh
+    with pytest.raises(common.UserError) as raised:
+        common.load_fashion_mnist(tmp_path / "data", "test")
+    message = str(raised.value)
+    for named in (tmp_path / "data", incomplete, "html/", "short/", "dataset-fashion-mnist"):
+        assert str(named) in message, message
+    assert "\n" not in message
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as folder:
+        seed = random.randrange(1000)
+        print("seed", seed)
+        script, kills, epochs, longest = sys.argv[1], *map(int, sys.argv[2:4]), float(sys.argv[4])
+        found = kill_and_compare(script, kills, epochs, longest, Path(folder), random.Random(seed))
+        print("the same as a run never killed; epochs found done at each start:", found)
