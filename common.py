@@ -30,8 +30,6 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torchvision.datasets import FashionMNIST
-from torchvision.utils import make_grid
 from tqdm import tqdm
 
 try:
@@ -129,6 +127,8 @@ def keep_verified(folder, raw):
 
 def download(raw):
     """Have torchvision fetch the data set, mirror by mirror, into `raw`; returns `raw`."""
+    from torchvision.datasets import FashionMNIST  # here: to import it takes a third of the start-up, 1.5 s
+
     socket.setdefaulttimeout(NETWORK_TIMEOUT)
     failures = []
     for mirror in (*FashionMNIST.mirrors, SECOND_MIRROR):
@@ -271,7 +271,7 @@ def train_epochs(training, images, done, epochs, settings, dtype):
             seconds = time.perf_counter() - start
             if not record.isfinite().all():
                 way_out = "a lower --learning-rate or --precision float32, with --fresh"
-                raise UserError(f"epoch {epoch}: a loss is not finite. Earlier epochs are kept. Try {way_out}")
+                raise UserError(f"epoch {epoch}: a loss is not finite; those before are kept; try {way_out}")
             D_loss, G_loss, D_x, D_G_z = record.mean(0).tolist()
             rate = steps * settings["batch_size"] / seconds
             bar.postfix = (f"loss D {D_loss:.2f} G {G_loss:.2f} D(x) {D_x:.2f} D(G(z)) {D_G_z:.2f} "
@@ -409,6 +409,8 @@ def new_figure(height, title):
 
 def mosaic(images):
     """uint8 images (N, 28, 28) as one image in rows of 8, with white gaps of 2 pixels."""
+    from torchvision.utils import make_grid  # here, as in `download`
+
     return make_grid(images.unsqueeze(1), nrow=8, padding=2, pad_value=255)[0].numpy()
 
 

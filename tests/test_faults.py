@@ -91,9 +91,9 @@ def assert_same_run(one, other):
         assert (one / f"{figure}.png").read_bytes() == (other / f"{figure}.png").read_bytes(), figure
 
 
-@pytest.mark.parametrize(("script", "epochs", "longest"), [("gan.py", 30, 0.5), ("dcgan.py", 8, 0.9)])
-def test_a_killed_run_goes_on_bit_for_bit(script, epochs, longest, tmp_path):
-    found = kill_and_compare(script, 2, epochs, longest, tmp_path, random.Random(1))
+@pytest.mark.parametrize(("script", "kills", "epochs"), [("gan.py", 2, 30), ("dcgan.py", 1, 6)])
+def test_a_killed_run_goes_on_bit_for_bit(script, kills, epochs, tmp_path):
+    found = kill_and_compare(script, kills, epochs, 0.5, tmp_path, random.Random(1))
     assert found[0] == 0 and found == sorted(found) and found[-1] < epochs
 
 
@@ -140,10 +140,9 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path):
     assert "checkpoint.pt could not be written: File too large" in errors.splitlines()[-1]
     assert "Traceback" not in errors
     assert {path: path.read_bytes() for path in folder.iterdir()} == files
-    finish(start("gan.py", tmp_path / "a", 2))
-    finish(start("gan.py", tmp_path / "b", 2))
-    runs = [torch.load(tmp_path / run / "gan" / "checkpoint.pt", weights_only=True) for run in "ab"]
-    assert_same(*runs)
+    finish(start("gan.py", tmp_path / "a", 2))  # with room again, it goes on
+    checkpoint = torch.load(folder / "checkpoint.pt", weights_only=True)
+    assert len(checkpoint["history"]["seconds"]) == 2
 
 
 def test_fresh_keeps_the_old_run_until_the_new_one_has_a_checkpoint(cut, tmp_path, monkeypatch):
