@@ -1,7 +1,7 @@
 """A run is never lost: kills, full disks, damaged files, bad sources, and mistakes.
 
-The long form, by hand: `python tests/test_faults.py gan.py 20 200 0.6` kills a run of 200 epochs 20 times,
-after up to 0.6 s of training each time; for dcgan.py 20 60 1.2.
+The long form, by hand: `PYTHONPATH=. python tests/test_faults.py gan.py 20 200 0.6` kills a run of 200 epochs
+20 times, after up to 0.6 s of training each time; likewise `dcgan.py 20 60 1.0`.
 """
 
 import contextlib
