@@ -1,14 +1,10 @@
-"""A run is never lost: kills, full disks, damaged files, bad sources, and mistakes.
+"""A run is never lost: kills, full disks, damaged checkpoints, and mistakes.
 
 The long form, by hand: `PYTHONPATH=. python tests/test_faults.py gan.py 20 200 0.6` kills a run of 200 epochs
 20 times, after up to 0.6 s of training each time; likewise `dcgan.py 20 60 1.0`.
 """
 
 import contextlib
-import functools
-import gzip
-import hashlib
-import http.server
 import os
 import random
 import resource
@@ -17,15 +13,12 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import RAW
 from test_scripts import FIGURES, QUICK, ROOT, assert_same, failure, train
-from torchvision.datasets import FashionMNIST
 
 import common
 
@@ -253,99 +246,6 @@ def test_a_data_path_that_is_a_file(cut, tmp_path, capsys):
     (tmp_path / "images.gz").write_text("")
     line = failure(1, capsys, "--data", tmp_path / "images.gz", "--outputs", tmp_path)
     assert f"--data {tmp_path / 'images.gz'} is a file" in line and "folder" in line
-
-
-def cut_short(content):
-    return content[: len(content) // 2]
-
-
-def wrong_header(content):
-    return b"\0\0\x08\x01" + content[4:]
-
-
-@pytest.mark.parametrize("damage", [cut_short, wrong_header, lambda content: b"<html>Sorry</html>"])
-@pytest.mark.parametrize("packed", [True, False])
-def test_a_damaged_data_file_is_named(damage, packed, cut, tmp_path, capsys):
-    raw = tmp_path / "FashionMNIST" / "raw"
-    shutil.copytree(RAW, raw)
-    path = raw / "train-images-idx3-ubyte.gz"
-    content = path.read_bytes()
-    if not packed:
-        content = gzip.decompress(content)
-        path.unlink()
-        path = path.with_suffix("")
-    path.write_bytes(damage(content))
-    line = failure(1, capsys, "--data", tmp_path, "--outputs", tmp_path / "outputs")
-    assert f"{path} is damaged" in line and "delete it" in line
-    assert not (tmp_path / "outputs").exists()
-
-
-class Mirror(http.server.SimpleHTTPRequestHandler):
-    """Serves the cut well under /good/, and otherwise as badly as the path says."""
-
-    def do_GET(self):
-        if self.path.startswith("/good/"):
-            super().do_GET()
-        elif self.path.startswith("/html/"):
-            self.answer(b"<html>Sorry</html>", 18)
-        elif self.path.startswith("/short/"):
-            content = (RAW / Path(self.path).name).read_bytes()
-            self.answer(cut_short(content), len(content))
-        else:
-            time.sleep(5)
-
-    def answer(self, content, length):
-        self.send_response(200)
-        self.send_header("Content-Length", str(length))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, *_):
-        pass
-
-
-@pytest.fixture
-def mirrors(tmp_path, monkeypatch):
-    """The address of a server of good and bad mirrors; the cut's checksums are accepted everywhere."""
-    shutil.copytree(RAW, tmp_path / "web" / "good")
-    monkeypatch.setattr(common, "SHA256", dict(common.SHA256))
-    for name in common.SHA256:
-        content = gzip.decompress((RAW / f"{name}.gz").read_bytes())
-        common.SHA256[name] = hashlib.sha256(content).hexdigest()
-    resources = [(path.name, hashlib.md5(path.read_bytes()).hexdigest()) for path in sorted(RAW.iterdir())]
-    monkeypatch.setattr(FashionMNIST, "resources", resources)
-    monkeypatch.setattr(common, "NETWORK_TIMEOUT", 1)
-    handler = functools.partial(Mirror, directory=tmp_path / "web")
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/"
-        server.shutdown()
-
-
-@pytest.mark.parametrize("bad", ["html", "short", "hang"])
-def test_after_a_bad_mirror_comes_the_next(bad, mirrors, monkeypatch, tmp_path):
-    monkeypatch.setattr(FashionMNIST, "mirrors", [f"{mirrors}{bad}/"])
-    monkeypatch.setattr(common, "SECOND_MIRROR", f"{mirrors}good/")
-    started = time.monotonic()
-    raw = common.download(tmp_path / "raw")
-    assert sorted(path.name for path in raw.iterdir()) == sorted(common.SHA256)
-    assert time.monotonic() - started < 4
-
-
-def test_when_every_source_fails_all_are_listed(mirrors, monkeypatch, tmp_path):
-    incomplete = tmp_path / "debian"
-    incomplete.mkdir()
-    shutil.copy(RAW / "t10k-images-idx3-ubyte.gz", incomplete)
-    monkeypatch.setattr(common, "DEBIAN_FOLDER", incomplete)
-    monkeypatch.setattr(FashionMNIST, "mirrors", [f"{mirrors}html/"])
-    monkeypatch.setattr(common, "SECOND_MIRROR", f"{mirrors}short/")
-    monkeypatch.setenv("PATH", "/nonexistent")  # no apt-get, and no sh
-    with pytest.raises(common.UserError) as raised:
-        common.load_fashion_mnist(tmp_path / "data", "test")
-    message = str(raised.value)
-    for named in (tmp_path / "data", incomplete, "html/", "short/", "dataset-fashion-mnist"):
-        assert str(named) in message, message
-    assert "\n" not in message
 
 
 if __name__ == "__main__":
