@@ -264,7 +264,8 @@ def train_epochs(training, images, done, epochs, settings, dtype):
     steps = len(images) // settings["batch_size"]
     layout = "{n:.1f}/{total:.0f}{postfix} left {remaining} {bar}"  # 80 columns show all but the bar
     counts = {"initial": done * steps, "total": epochs * steps, "unit_scale": 1 / steps}
-    with tqdm(**counts, bar_format=layout, mininterval=1, dynamic_ncols=True) as bar:
+    seconds = 1 if sys.stderr.isatty() else 30  # between two updates: a log file need not have all of them
+    with tqdm(**counts, bar_format=layout, mininterval=seconds, dynamic_ncols=True) as bar:
         for epoch in range(done + 1, epochs + 1):
             start = time.perf_counter()
             record = train_epoch(training, images, epoch, settings, dtype, bar.update)
@@ -365,16 +366,21 @@ def new_training(Generator, Discriminator, settings, device):
     return {"G": G, "D": D, "averaged": averaged, "G_optimizer": G_optimizer, "D_optimizer": D_optimizer}
 
 
+def read_checkpoint(path):
+    """What torch.save wrote to `path`, data, no code; raises whatever Python and torch make of a bad file."""
+    with zipfile.ZipFile(path) as archive:
+        if archive.testzip():  # torch.load does not look at the checksums
+            raise ValueError("wrong checksum")
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
 def load_checkpoint(path, training, settings, steps):
     """Put the checkpoint at `path` into `training`; returns its history, of epochs of so many steps.
 
     Raises UserError when the file is not such a checkpoint or its run had other settings.
     """
     try:
-        with zipfile.ZipFile(path) as archive:  # torch.load does not look at the checksums
-            if archive.testzip():
-                raise ValueError("wrong checksum")
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = read_checkpoint(path)
         before, history = checkpoint["settings"], checkpoint["history"]
         changed = {key: value for key, value in settings.items() if before[key] != value}
         if not changed:
@@ -385,7 +391,7 @@ def load_checkpoint(path, training, settings, steps):
             if shapes != [(epochs, steps, 4), (epochs, 64, 28, 28)]:
                 raise ValueError(f"history of shapes {shapes}")
             return history
-    except Exception as error:  # whatever Python and torch make of a damaged file
+    except Exception as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise UserError(f"{path} is damaged or not ours ({reason}): move it away, or use --fresh") from error
     changes = "; ".join(f"{key} was {before[key]}, is now {changed[key]}" for key in changed)
@@ -438,7 +444,8 @@ def losses_figure(history, name):
         marker = "o" if epochs == 1 else ""  # one point makes no line
         axes.plot(middle, means, style, color=colour, linewidth=1.6, marker=marker, label=label)
     axes.axhline(math.log(2), color="black", linewidth=0.8, linestyle=":", label="ln 2: D is undecided")
-    axes.set(xlim=(0, epochs), ylim=(0, None))
+    axes.set_xlim(0, epochs)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("Epoch", fontsize=8)
     axes.set_ylabel("Loss (binary cross-entropy)", fontsize=8)
     axes.tick_params(labelsize=7)
@@ -503,6 +510,7 @@ def perturbation_figure(images, response, dims, offsets, title):
         panel.xaxis.tick_top()
         samples = [f"Sample {i}" for i in range(1, 9)] if panel is panels[0] else ()
         show_images(panel, block.flatten(0, 1), labels, samples)
+        panel.tick_params(axis="x", labelsize=6)
         right = panel.secondary_yaxis("right")
         right.set_yticks(panel.get_yticks(), [f"{change:.1f}%" for change in changes])
         right.tick_params(length=0, labelsize=7)

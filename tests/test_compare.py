@@ -1,0 +1,163 @@
+"""Each measure of compare.py against a case whose answer is known without it."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from test_scripts import train
+from torch import nn
+
+import compare
+import dcgan
+import gan
+
+
+def test_frechet_distance_of_two_normal_distributions():
+    """N(0, diag(1, 4)) and N((3, 0), diag(4, 4)) turned by 30 degrees, whose distance has a closed form."""
+    torch.manual_seed(0)
+    turn = torch.tensor([[math.cos(0.5), -math.sin(0.5)], [math.sin(0.5), math.cos(0.5)]])
+    a = torch.randn(200_000, 2) * torch.tensor([1.0, 2.0]) @ turn
+    b = (torch.randn(200_000, 2) * torch.tensor([2.0, 2.0]) + torch.tensor([3.0, 0.0])) @ turn
+    # |(3, 0)|^2 + (1 - 2)^2 + (2 - 2)^2
+    assert compare.frechet_distance(a, b) == pytest.approx(10, rel=0.01)
+    assert compare.frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
+
+
+def two_clusters(n):
+    """Points around (0, 0) and around (100, 0)."""
+    points = torch.randn(2 * n, 2)
+    points[n:, 0] += 100
+    return points
+
+
+def test_precision_recall_density_coverage():
+    torch.manual_seed(0)
+    real = two_clusters(300)
+    same = compare.precision_recall_density_coverage(real, real)
+    assert same["precision"] == same["recall"] == same["coverage"] == 1
+
+    half = compare.precision_recall_density_coverage(real, real[:300])  # a set that lacks half of the classes
+    assert half["precision"] == 1 and half["recall"] == half["coverage"] == 0.5
+
+    far = compare.precision_recall_density_coverage(real, real + 1000)
+    assert far == {"precision": 0, "recall": 0, "density": 0, "coverage": 0}
+
+    alike = compare.precision_recall_density_coverage(two_clusters(2000), two_clusters(2000))
+    # of independent sets of one distribution: density 1 and coverage 1 - 2^-K (Naeem et al. 2020)
+    assert alike["density"] == pytest.approx(1, abs=0.06)
+    assert alike["coverage"] == pytest.approx(1 - 2**-compare.K, abs=0.02)
+
+
+def test_density_counts_the_neighbourhoods_an_image_lies_in():
+    real = torch.arange(100.0)[:, None]  # K = 5: the 5th nearest of 50 is 3 away, so 47 to 53 reach it
+    found = compare.precision_recall_density_coverage(real, torch.full((10, 1), 50.0))
+    assert found["density"] == pytest.approx(7 / 5)
+    assert found["coverage"] == pytest.approx(7 / 100)
+
+
+def test_class_entropy():
+    assert compare.class_entropy(torch.full((10,), 0.1)) == pytest.approx(1)
+    assert compare.class_entropy(torch.tensor([1.0] + [0.0] * 9)) == 0
+    two = compare.class_entropy(torch.tensor([0.5, 0.5] + [0.0] * 8))
+    assert two == pytest.approx(math.log(2) / math.log(10))
+
+
+def test_spread_within_classes():
+    features = torch.tensor([[0.0], [2.0], [100.0], [106.0]])  # distances 2 and 6
+    assert compare.spread_within_classes(features, torch.tensor([3, 3, 8, 8])) == 4
+
+
+def test_interpolation_is_on_the_circle():
+    a, b = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
+    for t in (0, 0.25, 1):
+        expected = torch.tensor([[math.cos(t * math.pi / 2), math.sin(t * math.pi / 2)]])
+        torch.testing.assert_close(compare.interpolate(a, b, torch.tensor([[t]])), expected, atol=1e-6, rtol=0)
+
+
+class Straight(nn.Module):
+    """A generator and a judge in one: the first row of the image, and the features, are three times z."""
+
+    def forward(self, z):
+        x = torch.zeros(len(z), 1, 28, 28, dtype=z.dtype)
+        x[:, 0, 0, :2] = 3 * z
+        return x
+
+    def features(self, x):
+        return x.flatten(1)
+
+
+class Jumping(Straight):
+    """The same, but that the second half of the way is far from the first."""
+
+    def forward(self, z):
+        return super().forward(z + 100 * (z[:, 1:] > z[:, :1]))
+
+
+def quarter_circle():
+    """Two latent vectors, (1, 2) each: z moves on a circle of radius 1 from one to the other."""
+    return torch.tensor([[1.0, 0.0]]).double(), torch.tensor([[0.0, 1.0]]).double()
+
+
+def test_path_length_of_a_linear_generator():
+    """For t from 0 to 1 z moves at the speed pi/2, the features three times as fast; squared."""
+    place = torch.tensor([[0.3]]).double()
+    length = compare.path_length(Straight(), Straight(), *quarter_circle(), place)
+    assert length == pytest.approx((3 * math.pi / 2) ** 2, rel=1e-4)
+
+
+def test_interpolation_steps_show_a_jump():
+    images, changes = compare.interpolation_steps(Straight(), Straight(), *quarter_circle(), 9)
+    assert images.shape == (1, 10, 1, 28, 28)
+    np.testing.assert_allclose(changes, [[6 * math.sin(math.pi / 36)] * 9], rtol=1e-6)  # chords of 10 degrees
+    _, changes = compare.interpolation_steps(Jumping(), Jumping(), *quarter_circle(), 9)
+    assert changes.argmax() == 4 and changes.max() > 400 and changes.sum() - changes.max() < 5
+
+
+def test_stability():
+    steps = torch.zeros(60, 4, 4)
+    steps[..., 0] = torch.tensor([0.4, 0.6, 0.4, 0.6])  # D's loss swings within every epoch
+    steps[..., 1] = torch.arange(60)[:, None] % 2  # G's from epoch to epoch
+    steps[..., 2], steps[..., 3] = 0.75, 0.4
+    samples = torch.zeros(60, 64, 28, 28, dtype=torch.uint8)
+    samples[29], samples[59] = 20, 50
+    found = list(compare.stability({"steps": steps, "samples": samples}, 30).values())
+    deviation = np.std([0, 1] * 25, ddof=1)
+    expected = [np.std([0.4, 0.6, 0.4, 0.6], ddof=1), 0, 0, deviation, 0.25, 0.1, 30]
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_nearest_distance_finds_copies():
+    train = torch.arange(0, 250, 10, dtype=torch.uint8)[:, None, None, None].expand(-1, 1, 28, 28)
+    copies = compare.nearest_distance(train[:5, 0], train)
+    moved = compare.nearest_distance(train[:5, 0] + 3, train)
+    assert list(copies.values())[0] < 0.1 and list(moved.values())[0] == pytest.approx(3, abs=0.05)
+
+
+def test_compare_writes_table_and_figure(cut, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(compare, "N", 60)
+    monkeypatch.setattr(compare, "PAIRS", 20)
+    monkeypatch.setattr(compare, "EPOCHS", 1)
+    for model in (gan, dcgan):
+        train(tmp_path, "--epochs", 2, model=model, data=cut)
+    argv = ["compare.py", "--outputs", str(tmp_path), "--data", str(cut)]
+    monkeypatch.setattr("sys.argv", argv)
+    compare.main()
+    table = (tmp_path / "comparison.md").read_text()
+    assert table in capsys.readouterr().out
+    rows = [line.split(" | ") for line in table.splitlines() if line.startswith("| ") and "**" not in line]
+    assert rows[0] == ["| measure", "GAN", "DCGAN", "real data", "what it means |"]
+    assert len(rows) == 1 + sum(len(measures) for measures in compare.MEANINGS.values())
+    assert (tmp_path / "comparison.png").stat().st_size > 10_000
+
+    (tmp_path / "dcgan" / "checkpoint.pt").unlink()  # either alone will do, and the judge is there already
+    monkeypatch.setattr(compare, "train_judge", None)
+    compare.main()
+    assert "DCGAN" not in (tmp_path / "comparison.md").read_text()
+
+
+def test_compare_without_a_run(cut, tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["compare.py", "--outputs", str(tmp_path), "--data", str(cut)])
+    with pytest.raises(SystemExit) as raised:
+        compare.main()
+    assert str(tmp_path) in raised.value.code and "run one of them first" in raised.value.code
