@@ -27,7 +27,7 @@ GARMENTS = ("T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt"
 MODELS = ("GAN", "DCGAN")
 N = 10_000  # images on each side of a comparison
 PAIRS = 1000  # of latent vectors, for the path length; a tenth of them for the interpolations
-EPOCHS = 8  # of the judge: GAIN
+EPOCHS = 10  # of the judge
 SAMPLE_EVERY = 50  # epochs between the sample grids that are compared
 K = 5  # nearest neighbours that make an image's neighbourhood, as in Naeem et al. (2020)
 
@@ -343,7 +343,7 @@ def draw_shares(axes, shares):
         axes.barh(place, values.numpy() * 100, 0.25, label=name, hatch=hatch, edgecolor="black", linewidth=0)
     axes.set_yticks(np.arange(10), GARMENTS)
     axes.invert_yaxis()
-    axes.set_title("Share of each garment in %, as the judge sees it", fontsize=7)
+    axes.set_title("Share of each garment in %", fontsize=7)
 
 
 def comparison_figure(runs, real, shares):
@@ -354,7 +354,7 @@ def comparison_figure(runs, real, shares):
     """
     titles = [f"{name}, epoch {len(run['history']['steps'])}" for name, run in runs.items()]
     figure = common.new_figure(22, f"{' and '.join(runs)} on FashionMNIST")
-    top, middle, paths, bottom = figure.subfigures(4, height_ratios=(5, 3.4, 1.3 + 1.2 * len(runs), 6))
+    top, middle, paths, bottom = figure.subfigures(4, height_ratios=(5, 2.6, 0.4 + 1.9 * len(runs), 6.5))
     losses = top.subplots(1, len(runs), sharey=True, squeeze=False)[0]
     samples = middle.subplots(1, len(runs) + 1)
     ways = paths.subplots(len(runs), squeeze=False)[:, 0]
@@ -368,9 +368,10 @@ def comparison_figure(runs, real, shares):
     jumps_axes, shares_axes = bottom.subplots(1, 2)
     draw_jumps(jumps_axes, {name: run["jumps"] for name, run in runs.items()})
     draw_shares(shares_axes, shares)
-    for axes in (*losses, jumps_axes, shares_axes):
+    below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.14), "ncols": 2, "frameon": False}
+    for axes, place in (*((axes, {}) for axes in losses), (jumps_axes, below), (shares_axes, below)):
         axes.tick_params(labelsize=6)
-        axes.legend(fontsize=6)
+        axes.legend(fontsize=6, **place)
     return figure
 
 
