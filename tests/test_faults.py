@@ -21,6 +21,7 @@ import torch
 from test_scripts import FIGURES, QUICK, ROOT, assert_same, failure, train
 
 import common
+import dcgan
 
 OPTIONS = (*QUICK, "--sample-every", "100")
 
@@ -103,11 +104,10 @@ def test_ctrl_c_and_sigterm_end_with_one_line(number, tmp_path):
     assert torch.load(tmp_path / "gan" / "checkpoint.pt", weights_only=True)["history"]["seconds"]
 
 
-def test_a_second_process_on_the_folder_stops(cut, tmp_path, capsys):
-    with common.sole_use(tmp_path / "gan"):
-        process = start("gan.py", tmp_path, 1)
-        errors = finish(process, 1)
-    assert errors.count("\n") == 1 and "in use by another run" in errors and str(tmp_path / "gan") in errors
+def test_a_second_run_on_the_folder_stops(cut, tmp_path, capsys):
+    with common.sole_use(tmp_path / "gan"):  # such a lock holds against everybody who opens the file anew
+        line = failure(1, capsys, *QUICK, "--data", cut, "--outputs", tmp_path)
+    assert "in use by another run" in line and str(tmp_path / "gan") in line
     train(tmp_path, "--epochs", 1, data=cut)  # and once the first is gone, it may
 
 
@@ -119,23 +119,20 @@ def test_leftovers_of_a_killed_process_are_swept(cut, tmp_path):
     assert not leftover.exists()
 
 
-def test_a_full_disk_leaves_the_last_checkpoint(tmp_path):
+def test_a_full_disk_leaves_the_last_checkpoint(cut, tmp_path):
     """In the second run no file may grow beyond 20 MB, as with `ulimit -f`; the checkpoint takes 30."""
-    finish(start("gan.py", tmp_path / "a", 1))
-    folder = tmp_path / "a" / "gan"
+    train(tmp_path, "--epochs", 1, data=cut)
+    folder = tmp_path / "gan"
     files = {path: path.read_bytes() for path in folder.iterdir()}
 
     def limit_file_size():
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000_000, 20_000_000))
 
-    errors = finish(start("gan.py", tmp_path / "a", 2, preexec_fn=limit_file_size), 1)
+    errors = finish(start("gan.py", tmp_path, 2, preexec_fn=limit_file_size), 1)
 
     assert "checkpoint.pt could not be written: File too large" in errors.splitlines()[-1]
     assert "Traceback" not in errors
     assert {path: path.read_bytes() for path in folder.iterdir()} == files
-    finish(start("gan.py", tmp_path / "a", 2))  # with room again, it goes on
-    checkpoint = torch.load(folder / "checkpoint.pt", weights_only=True)
-    assert len(checkpoint["history"]["seconds"]) == 2
 
 
 def test_fresh_keeps_the_old_run_until_the_new_one_has_a_checkpoint(cut, tmp_path, monkeypatch):
@@ -223,8 +220,11 @@ def test_a_checkpoint_of_the_other_model(cut, tmp_path, capsys):
     train(tmp_path, "--epochs", 1, data=cut)
     (tmp_path / "dcgan").mkdir()
     shutil.copy(tmp_path / "gan" / "checkpoint.pt", tmp_path / "dcgan")
-    errors = finish(start("dcgan.py", tmp_path, 1), 1)
-    assert errors.count("\n") == 1 and "model was GAN, is now DCGAN" in errors
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as raised:
+        train(tmp_path, "--epochs", 1, model=dcgan, data=cut)
+    line = capsys.readouterr().err
+    assert raised.value.code == 1 and line.count("\n") == 1 and "model was GAN, is now DCGAN" in line
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(cut, tmp_path, capsys, monkeypatch):
