@@ -265,8 +265,8 @@ def train_epochs(training, images, done, epochs, settings, dtype):
     steps = len(images) // settings["batch_size"]
     layout = "{n:.1f}/{total:.0f}{postfix} left {remaining} {bar}"  # 80 columns show all but the bar
     counts = {"initial": done * steps, "total": epochs * steps, "unit_scale": 1 / steps}
-    seconds = 1 if sys.stderr.isatty() else 30  # between two updates: a log file need not have all of them
-    with tqdm(**counts, bar_format=layout, mininterval=seconds, dynamic_ncols=True) as bar:
+    interval = 1 if sys.stderr.isatty() else 30  # seconds between updates: a log file need not have them all
+    with tqdm(**counts, bar_format=layout, mininterval=interval, dynamic_ncols=True) as bar:
         for epoch in range(done + 1, epochs + 1):
             start = time.perf_counter()
             record = train_epoch(training, images, epoch, settings, dtype, bar.update)
@@ -330,7 +330,7 @@ def sole_use(folder):
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / ".lock", "w")  # the system releases it, however the process ends
+        lock = open(folder / ".lock", "w")  # noqa: SIM115 (closed below; the lock ends with the process)
     except OSError as error:
         raise UserError(f"{folder} cannot be written: {error.strerror}; give another --outputs") from error
     with lock:
@@ -530,9 +530,11 @@ def animation(history, name):
     return frames
 
 
-def draw_progress(folder, history, name, epoch):
-    """The figures that show training so far: the losses, and the samples after `epoch`."""
+def draw_losses(folder, history, name):
     save(folder / "losses.png", losses_figure(history, name).savefig)
+
+
+def draw_samples(folder, history, name, epoch):
     figure = images_figure(history["samples"][epoch - 1], f"{name}, epoch {epoch}: generated samples")
     save(folder / f"samples_epoch_{epoch:03d}.png", figure.savefig)
 
@@ -655,11 +657,13 @@ def run(name, Generator, Discriminator, args):
                     stale.unlink()
             save_history(folder / "history.csv", history)
             if epoch % args.sample_every == 0:
-                draw_progress(folder, history, name, epoch)
+                draw_losses(folder, history, name)
+                draw_samples(folder, history, name, epoch)
 
         save_history(folder / "history.csv", history)
         for epoch in sorted({*range(args.sample_every, epochs, args.sample_every), epochs}):
-            draw_progress(folder, history, name, epoch)
+            draw_samples(folder, history, name, epoch)
+        draw_losses(folder, history, name)
         draw_results(folder, training["averaged"].module, history, train, test, name, args)
     print(f"figures in {folder}")
 
@@ -670,7 +674,7 @@ def main(name, Generator, Discriminator, argv=None):
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends a run as Ctrl-C does
     try:
         run(name, Generator, Discriminator, args)
-    except UserError as error:
+    except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, OptionError) else 1)
     except KeyboardInterrupt:

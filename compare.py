@@ -215,6 +215,7 @@ def load_judge(outputs, train, test, progress):
     try:
         judge.load_state_dict(common.read_checkpoint(path))
         judge.eval()
+        progress(EPOCHS)
     except Exception:  # there is none, or a damaged one
         judge = train_judge(*train, EPOCHS, progress)
         common.save(path, partial(torch.save, judge.state_dict()))
@@ -241,17 +242,14 @@ def measure_images(judge, images, real):
     return measures, shares
 
 
-def measure_latent_space(G, judge, latent_dim, history, sample_every):
-    """Smoothness and stability of one model, and what to draw of an interpolation."""
+def measure_latent_space(G, judge, latent_dim):
+    """Smoothness of one model's latent space, and what to draw of an interpolation."""
     random = torch.Generator().manual_seed(2018)
     z_a, z_b = torch.randn(2, PAIRS, latent_dim, generator=random)
     lengths = path_length(G, judge, z_a, z_b, torch.rand(PAIRS, 1, generator=random))
     images, jumps = interpolation_steps(G, judge, z_a[: PAIRS // 10], z_b[: PAIRS // 10], 32)
-    return {
-        "path length": lengths,
-        "largest jump": (jumps.amax(1) / jumps.mean(1)).mean().item(),
-        **stability(history, sample_every),
-    }, images[:2, ::2, 0], jumps / jumps.mean(1, keepdim=True)
+    jumps = jumps / jumps.mean(1, keepdim=True)
+    return {"path length": lengths, "largest jump": jumps.amax(1).mean().item()}, images[:2, ::2, 0], jumps
 
 
 MEANINGS = {  # claim: measure: what it means, and which way is better
@@ -394,8 +392,8 @@ def compare(outputs, data, bar):
         bar.update()
         columns[name], shares[name] = measure_images(judge, images, real)
         columns[name] |= nearest_distance(images, train[0])
-        latent, path, jumps = measure_latent_space(G, judge, settings["latent_dim"], history, SAMPLE_EVERY)
-        columns[name] |= latent
+        smoothness, path, jumps = measure_latent_space(G, judge, settings["latent_dim"])
+        columns[name] |= smoothness | stability(history, SAMPLE_EVERY)
         runs[name] = {"history": history, "samples": images[:32], "path": path, "jumps": jumps}
         bar.update()
     columns["real data"], shares["real data"] = measure_images(judge, train[0][:N], real)
