@@ -233,6 +233,11 @@ def update_average(averaged, G, step, decay):
     averaged.update_parameters(G)
 
 
+def scale(images):
+    """uint8 images, 0..255, to float ones in [-1, 1], the range of the generator's tanh."""
+    return images / 127.5 - 1
+
+
 def train_epoch(training, images, epoch, settings, dtype, progress):
     """Train on every image once, in batches (an incomplete last one is left out for this epoch).
 
@@ -248,7 +253,7 @@ def train_epoch(training, images, epoch, settings, dtype, progress):
     batches = batches[: len(images) // batch_size]
     record = []
     for step, batch in enumerate(batches, (epoch - 1) * len(batches)):
-        real = images[batch] / 127.5 - 1  # 0..255 to the [-1, 1] of the generator's tanh
+        real = scale(images[batch])
         z = torch.randn(batch_size, latent_dim, device=images.device)
         record.append(train_step(*networks, *optimizers, real, z, dtype))
         update_average(training["averaged"], training["G"], step, settings["ema_decay"])
@@ -375,6 +380,12 @@ def read_checkpoint(path):
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
+def damaged(path, error, way_out):
+    """The UserError for a checkpoint at which Python or torch raised `error`."""
+    reason = f"{type(error).__name__}: {error}".splitlines()[0]
+    return UserError(f"{path} is damaged or not ours ({reason}): {way_out}")
+
+
 def load_checkpoint(path, training, settings, steps):
     """Put the checkpoint at `path` into `training`; returns its history, of epochs of so many steps.
 
@@ -393,8 +404,7 @@ def load_checkpoint(path, training, settings, steps):
                 raise ValueError(f"history of shapes {shapes}")
             return history
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise UserError(f"{path} is damaged or not ours ({reason}): move it away, or use --fresh") from error
+        raise damaged(path, error, "move it away, or use --fresh") from error
     changes = "; ".join(f"{key} was {before[key]}, is now {changed[key]}" for key in changed)
     way_out = "give the old settings, another --outputs, or --fresh to start over"
     raise UserError(f"{path} is of a run with other settings ({changes}): {way_out}")

@@ -53,11 +53,6 @@ class Judge(nn.Module):
         return self.classify(self.features(x))
 
 
-def scale(images):
-    """uint8 images (N, 28, 28) or (N, 1, 28, 28) to float (N, 1, 28, 28) in [-1, 1]."""
-    return images.view(-1, 1, 28, 28) / 127.5 - 1
-
-
 def train_judge(images, labels, epochs, progress):
     """A Judge trained on uint8 images (N, 1, 28, 28) and their labels; progress(): called every epoch."""
     torch.manual_seed(0)
@@ -67,7 +62,7 @@ def train_judge(images, labels, epochs, progress):
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=5e-3, total_steps=steps)
     for _ in range(epochs):
         for batch in torch.randperm(len(images)).split(128):
-            x = scale(images[batch])
+            x = common.scale(images[batch])
             mirrored = torch.rand(len(batch)) < 0.5  # a garment is the same garment seen in a mirror
             x[mirrored] = x[mirrored].flip(-1)
             optimizer.zero_grad()
@@ -80,9 +75,15 @@ def train_judge(images, labels, epochs, progress):
 
 @torch.no_grad()
 def judge_images(judge, images):
-    """Features (N, 128) and class probabilities (N, 10) of uint8 images (N, 28, 28) or (N, 1, 28, 28)."""
-    features = torch.cat([judge.features(scale(batch)) for batch in images.split(1000)])
-    return features, judge.classify(features).softmax(1)
+    """Features (N, 128) and class probabilities (N, 10) of uint8 images (N, 28, 28) or (N, 1, 28, 28).
+
+    The probabilities are the mean of those of the image and of its mirror image: test accuracy 0.934
+    instead of 0.931.
+    """
+    images = images.view(-1, 1, 28, 28)
+    features, mirrored = (torch.cat([judge.features(common.scale(batch)) for batch in view.split(1000)])
+                          for view in (images, images.flip(-1)))
+    return features, (judge.classify(features).softmax(1) + judge.classify(mirrored).softmax(1)) / 2
 
 
 # ------------------------------------------------------------------------------- the measures
@@ -204,8 +205,7 @@ def load_run(outputs, name):
                            if key.startswith("module.")})
         return G.eval(), checkpoint["history"], settings
     except Exception as error:  # whatever Python and torch make of a damaged file
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise UserError(f"{path} is damaged or not ours ({reason}): run {name.lower()}.py again") from error
+        raise common.damaged(path, error, f"run {name.lower()}.py again") from error
 
 
 def load_judge(outputs, train, test, progress):

@@ -20,14 +20,16 @@ class UpsampleConv(nn.Conv2d):
     """
 
     def __init__(self, channels_in, channels_out):
-        super().__init__(channels_in, channels_out, 3)
+        # No bias: the BatchNorm that follows subtracts it again, and to sum up its gradient, which is zero,
+        # took 21 of 92 ms of a bfloat16 step.
+        super().__init__(channels_in, channels_out, 3, bias=False)
 
     def forward(self, x):
         # channels_last, which the linear layer does not put out: 285 ms a step, 308 without.
         x = x.contiguous(memory_format=torch.channels_last)
         kernel = self.weight.flip(2, 3).transpose(0, 1)  # a transposed convolution turns its kernel round
         kernel = 4 * F.avg_pool2d(F.pad(kernel, (1, 1, 1, 1)), 2, stride=1)  # sums of 2x2 neighbours
-        return F.conv_transpose2d(x, kernel, self.bias, stride=2, padding=1)
+        return F.conv_transpose2d(x, kernel, stride=2, padding=1)
 
 
 class Generator(nn.Module):

@@ -75,7 +75,7 @@ def textbook_generator(module):
         layers = []
         for layer in G.layers:
             if isinstance(layer, dcgan.UpsampleConv):
-                conv = nn.Conv2d(layer.in_channels, layer.out_channels, 3, padding=1)
+                conv = nn.Conv2d(layer.in_channels, layer.out_channels, 3, padding=1, bias=False)
                 conv.load_state_dict(layer.state_dict())
                 layers += [nn.Upsample(scale_factor=2), conv]
             else:
