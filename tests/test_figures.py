@@ -175,6 +175,15 @@ def test_animation_has_one_frame_an_epoch(history):
         assert abs(int(grey) - (30 + 90 * i)) <= 16  # 16 grey levels
 
 
+def test_animation_of_a_long_run_keeps_50_frames_and_ends_with_the_last_epoch(history):
+    history["samples"] = torch.stack([constant(*[epoch] * 64) for epoch in range(1, 201)])
+    frames = common.animation(history, "GAN")
+    greys = [int(np.asarray(frame.convert("L"))[100, 100]) for frame in frames]
+    assert len(frames) == 50
+    for grey, epoch in zip(greys, range(4, 201, 4), strict=True):
+        assert abs(grey - epoch) <= 16
+
+
 def test_history_is_mean_and_deviation_of_each_epoch(history, tmp_path):
     common.save_history(tmp_path / "history.csv", history)
     rows = list(csv.DictReader((tmp_path / "history.csv").open()))
