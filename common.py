@@ -234,11 +234,8 @@ def update_average(averaged, G, step, decay):
 
 
 def settle_batch_norm(averaged, latent_dim):
-    """Measure BatchNorm's mean and variance anew with the averaged weights, on 2,560 latent vectors.
-
-    Those of the live generator, averaged over training, belong to other weights: Frechet distance 89 instead
-    of 81.
-    """
+    """Measure BatchNorm's mean and variance with the averaged weights, on 2,560 latent vectors: averaged like
+    the weights, those of the live generator fit less well (Frechet distance of the GAN 43.5 instead of 39.5)."""
     z = torch.randn(20, 128, latent_dim, generator=torch.Generator().manual_seed(2015))
     update_bn(z, averaged, next(averaged.parameters()).device)
 
@@ -317,11 +314,9 @@ PARTIAL = ".partial-"  # what the names of files begin with while they are being
 
 
 def save(path, write):
-    """Write what write(file) writes to `path`: whole or not at all.
-
-    First to memory, because torch.save does not report a full disk as an OSError; then under another
-    name, so that whatever happens `path` holds its old content or the new one. Raises UserError.
-    """
+    """Write what write(file) writes to `path`, whole or not at all: first to memory, because torch.save does
+    not report a full disk as an OSError; then under another name, so that whatever happens `path` holds its
+    old content or the new one. Raises UserError."""
     buffer = io.BytesIO()
     write(buffer)
     part = path.with_name(PARTIAL + path.name)
@@ -340,10 +335,8 @@ def save(path, write):
 
 @contextlib.contextmanager
 def sole_use(folder):
-    """Make the folder, keep it for this process, and remove what a killed one left half-written.
-
-    Raises UserError when it cannot be written or another process has it.
-    """
+    """Make the folder, keep it for this process, and remove what a killed one left half-written. Raises
+    UserError when it cannot be written or another process has it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = open(folder / ".lock", "w")  # noqa: SIM115 (closed below; the lock ends with the process)
@@ -377,8 +370,10 @@ def new_training(Generator, Discriminator, settings, device):
     G = Generator(settings["latent_dim"]).to(device, memory_format=torch.channels_last)
     D = Discriminator().to(device, memory_format=torch.channels_last)
     averaged = AveragedModel(G)
+    # Adam without momentum (beta 1 = 0; the DCGAN paper has 0.5), as each network moves the other's target:
+    # Frechet distance of the GAN after 20 epochs 44 instead of 85.
     G_optimizer, D_optimizer = (
-        torch.optim.Adam(network.parameters(), settings["learning_rate"], (0.5, 0.999), fused=True)
+        torch.optim.Adam(network.parameters(), settings["learning_rate"], (0.0, 0.999), fused=True)
         for network in (G, D))
     return {"G": G, "D": D, "averaged": averaged, "G_optimizer": G_optimizer, "D_optimizer": D_optimizer}
 
@@ -398,10 +393,8 @@ def damaged(path, error, way_out):
 
 
 def load_checkpoint(path, training, settings, steps):
-    """Put the checkpoint at `path` into `training`; returns its history, of epochs of so many steps.
-
-    Raises UserError when the file is not such a checkpoint or its run had other settings.
-    """
+    """Put the checkpoint at `path` into `training`; returns its history, of epochs of so many steps. Raises
+    UserError when the file is not such a checkpoint or its run had other settings."""
     try:
         checkpoint = read_checkpoint(path)
         before, history = checkpoint["settings"], checkpoint["history"]
@@ -542,13 +535,12 @@ def perturbation_figure(images, response, dims, offsets, title):
 
 
 def animation(history, name):
-    """The grid of fixed samples over training, as PIL images: of every epoch while there are up to 50, then of
-    every 2nd, 3rd, ... to the last (1 MB)."""
+    """The grid of fixed samples over training, at most 50 PIL images (1 MB), the last epoch among them."""
     epochs = len(history["samples"])
     frames = []
     for epoch in range(epochs, 0, -math.ceil(epochs / 50)):
-        grid = mosaic(history["samples"][epoch - 1])
-        frame = Image.fromarray(np.pad(grid, ((18, 0), (0, 0)), constant_values=255))
+        grid = np.pad(mosaic(history["samples"][epoch - 1]), ((18, 0), (0, 0)), constant_values=255)
+        frame = Image.fromarray(grid)
         ImageDraw.Draw(frame).text((4, 3), f"{name}, epoch {epoch}", fill=0)
         frames.append(frame.quantize(16))
     return frames[::-1]
@@ -617,7 +609,7 @@ def parse_arguments(name, argv=None):
 
     add = parser.add_argument_group("training (to continue a run, give the same)").add_argument
     add("--batch-size", type=number(int, 2), metavar="N", default=128, help="images per step")
-    add("--learning-rate", type=number(float, 1e-9, 1), metavar="R", default=2e-4, help="of both Adams")
+    add("--learning-rate", type=number(float, 1e-9, 1), metavar="R", default=1e-3, help="of both Adams")
     add("--ema-decay", type=number(float, 0, 1), metavar="D", default=0.999, help="of G's moving average")
     add("--latent-dim", **whole, default=100, help="length of the latent vector z")
     add("--seed", type=number(int, 0, 2**32), metavar="N", default=0, help="of all random numbers")

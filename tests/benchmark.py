@@ -96,7 +96,7 @@ def run_textbook(model, data, steps, watch):
     module = MODELS[model]
     torch.manual_seed(0)
     G, D, loss = textbook_generator(module), module.Discriminator(), nn.BCELoss()
-    optimizers = [torch.optim.Adam(network.parameters(), lr=2e-4, betas=(0.5, 0.999)) for network in (G, D)]
+    optimizers = [torch.optim.Adam(network.parameters(), lr=1e-3, betas=(0.0, 0.999)) for network in (G, D)]
     time_networks(watch, G, D, optimizers)
     next_batch = watch.wrap("data", textbook_batches(data).__next__)
     one, zero = torch.ones(BATCH, 1), torch.zeros(BATCH, 1)
@@ -123,7 +123,7 @@ def run_ours(model, data, steps, watch, precision):
     module = MODELS[model]
     device = torch.device("cpu")
     dtype = common.choose_dtype(precision, device)
-    settings = {"seed": 0, "latent_dim": 100, "learning_rate": 2e-4, "batch_size": BATCH, "ema_decay": 0.999}
+    settings = {"seed": 0, "latent_dim": 100, "learning_rate": 1e-3, "batch_size": BATCH, "ema_decay": 0.999}
     training = common.new_training(module.Generator, module.Discriminator, settings, device)
     time_networks(watch, training["G"], training["D"], (training["G_optimizer"], training["D_optimizer"]))
     common.update_average = watch.wrap("average", common.update_average)

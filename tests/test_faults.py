@@ -155,8 +155,8 @@ def test_fresh_keeps_the_old_run_until_the_new_one_has_a_checkpoint(cut, tmp_pat
 def test_every_difference_of_settings_is_named(cut, tmp_path, capsys):
     train(tmp_path, "--epochs", 1, data=cut)
     line = failure(1, capsys, *QUICK, "--data", cut, "--outputs", tmp_path,
-                   "--seed", 3, "--learning-rate", 0.001, "--latent-dim", 100)  # fmt: skip
-    assert "learning_rate was 0.0002, is now 0.001" in line and "seed was 0, is now 3" in line
+                   "--seed", 3, "--learning-rate", 0.002, "--latent-dim", 100)  # fmt: skip
+    assert "learning_rate was 0.001, is now 0.002" in line and "seed was 0, is now 3" in line
     assert "latent_dim" not in line
 
 
