@@ -235,7 +235,7 @@ def update_average(averaged, G, step, decay):
 
 def settle_batch_norm(averaged, latent_dim):
     """Measure BatchNorm's mean and variance with the averaged weights, on 2,560 latent vectors: averaged like
-    the weights, those of the live generator fit less well (Frechet distance of the GAN 43.5 instead of 39.5)."""
+    the weights, those of the live generator fit less well (Frechet distance of the GAN 43.5, not 39.5)."""
     z = torch.randn(20, 128, latent_dim, generator=torch.Generator().manual_seed(2015))
     update_bn(z, averaged, next(averaged.parameters()).device)
 

@@ -14,7 +14,7 @@ import gan
 
 
 def test_frechet_distance_of_two_normal_distributions():
-    """N(0, diag(1, 4)) and N((3, 0), diag(4, 4)) turned by half a radian, whose distance has a closed form."""
+    """N(0, diag(1, 4)) and N((3, 0), diag(4, 4)) turned by half a radian: a closed form exists."""
     torch.manual_seed(0)
     turn = torch.tensor([[math.cos(0.5), -math.sin(0.5)], [math.sin(0.5), math.cos(0.5)]])
     a = torch.randn(200_000, 2) * torch.tensor([1.0, 2.0]) @ turn
