@@ -538,12 +538,12 @@ def animation(history, name):
     """The grid of fixed samples over training, at most 50 PIL images (1 MB), the last epoch among them."""
     epochs = len(history["samples"])
     frames = []
-    for epoch in range(epochs, 0, -math.ceil(epochs / 50)):
+    for epoch in reversed(range(epochs, 0, -math.ceil(epochs / 50))):
         grid = np.pad(mosaic(history["samples"][epoch - 1]), ((18, 0), (0, 0)), constant_values=255)
         frame = Image.fromarray(grid)
         ImageDraw.Draw(frame).text((4, 3), f"{name}, epoch {epoch}", fill=0)
         frames.append(frame.quantize(16))
-    return frames[::-1]
+    return frames
 
 
 def draw_losses(folder, history, name):

@@ -208,8 +208,8 @@ def load_run(outputs, name):
         raise common.damaged(path, error, f"run {name.lower()}.py again") from error
 
 
-def load_judge(outputs, train, test, progress):
-    """The judge of outputs/classifier.pt, trained first where it is not there; and its test accuracy."""
+def load_judge(outputs, train, progress):
+    """The judge of outputs/classifier.pt, trained first where it is not there."""
     path = outputs / "classifier.pt"
     judge = Judge()
     try:
@@ -219,8 +219,7 @@ def load_judge(outputs, train, test, progress):
     except Exception:  # there is none, or a damaged one
         judge = train_judge(*train, EPOCHS, progress)
         common.save(path, partial(torch.save, judge.state_dict()))
-    images, labels = test
-    return judge, (judge_images(judge, images)[1].argmax(1) == labels).float().mean().item()
+    return judge
 
 
 def measure_images(judge, images, real):
@@ -382,8 +381,9 @@ def compare(outputs, data, bar):
     train, test = (common.load_fashion_mnist(data, split) for split in ("train", "test"))
     common.keep_freed_memory()
     bar.total = EPOCHS + 1 + 2 * len(names)
-    judge, accuracy = load_judge(outputs, train, test, bar.update)
+    judge = load_judge(outputs, train, bar.update)
     real = judge_images(judge, test[0])
+    accuracy = (real[1].argmax(1) == test[1]).float().mean().item()
 
     runs, columns, shares = {}, {}, {}
     for name, (G, history, settings) in loaded.items():
