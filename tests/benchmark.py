@@ -123,7 +123,7 @@ def run_ours(model, data, steps, watch, precision):
     module = MODELS[model]
     device = torch.device("cpu")
     dtype = common.choose_dtype(precision, device)
-    settings = {"seed": 0, "latent_dim": 100, "learning_rate": 1e-3, "batch_size": BATCH, "ema_decay": 0.999}
+    settings = {"seed": 0, "latent_dim": 100, "learning_rate": 1e-3, "batch_size": BATCH, "ema_decay": 0.9999}
     training = common.new_training(module.Generator, module.Discriminator, settings, device)
     time_networks(watch, training["G"], training["D"], (training["G_optimizer"], training["D_optimizer"]))
     common.update_average = watch.wrap("average", common.update_average)

@@ -196,7 +196,7 @@ def test_help_names_every_option_and_its_default(capsys):
     with pytest.raises(SystemExit):
         common.parse_arguments("GAN", ["--help"])
     text = " ".join(capsys.readouterr().out.split())
-    for default in ("200", "128", "0.001", "0.999", "100", "auto", "data", "outputs", "50"):
+    for default in ("200", "128", "0.001", "0.9999", "100", "auto", "data", "outputs", "50"):
         assert f"(default: {default})" in text
     for option in ("--perturb-dims", "--perturb-offsets", "--limit", "--fresh"):
         assert option in text
