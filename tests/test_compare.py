@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from test_figures import assert_12_cm_wide_at_200_dpi, assert_no_text_is_cut
 from test_scripts import train
 from torch import nn
 
@@ -132,6 +133,27 @@ def test_nearest_distance_finds_copies():
     copies = compare.nearest_distance(train[:5, 0], train)
     moved = compare.nearest_distance(train[:5, 0] + 3, train)
     assert list(copies.values())[0] < 0.1 and list(moved.values())[0] == pytest.approx(3, abs=0.05)
+
+
+def test_the_figure_shows_the_losses_the_jumps_and_the_shares():
+    steps = torch.tensor([0.5, 1.5, 0.6, 0.4]) * torch.tensor([[[0.8], [1.2]]] * 3)  # deviation: a fifth
+    run = {"history": {"steps": steps}, "samples": torch.zeros(32, 28, 28, dtype=torch.uint8),
+           "path": torch.zeros(2, 17, 28, 28), "jumps": torch.tensor([[0.5, 1.5], [1.0, 2.5]])}  # fmt: skip
+    shares = {name: torch.arange(10) / 45 for name in ("GAN", "DCGAN", "real data")}
+    figure = compare.comparison_figure({"GAN": run, "DCGAN": run}, run["samples"], shares)
+    assert_12_cm_wide_at_200_dpi(figure)
+    losses, jumps, garments = figure.axes[0], figure.axes[-2], figure.axes[-1]
+    assert losses.get_title() == "GAN, epoch 3: losses"
+    np.testing.assert_allclose(losses.lines[0].get_ydata(), [0.5] * 3, rtol=1e-6)
+    np.testing.assert_allclose(losses.lines[1].get_ydata(), [1.5] * 3, rtol=1e-6)
+    band = losses.collections[1].get_paths()[0].vertices[:, 1]  # mean and deviation of the generator's
+    np.testing.assert_allclose([band.min(), band.max()], [1.2, 1.8], rtol=1e-6)
+    np.testing.assert_allclose(jumps.lines[0].get_ydata(), [0.75, 2], rtol=1e-6)
+    np.testing.assert_allclose(jumps.lines[1].get_ydata(), [1, 2.5], rtol=1e-6)
+    widths = [bar.get_width() for bar in garments.patches]
+    np.testing.assert_allclose(widths, [*(np.arange(10) / 45 * 100)] * 3, rtol=1e-6)
+    assert [label.get_text() for label in garments.get_yticklabels()][::9] == ["T-shirt", "Boot"]
+    assert_no_text_is_cut(figure, [axes.title for axes in figure.axes])
 
 
 def test_compare_writes_table_and_figure(cut, tmp_path, monkeypatch, capsys):
