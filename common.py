@@ -452,8 +452,8 @@ def losses_figure(history, name):
     axes = figure.subplots()
     every = np.arange(1, steps[..., 0].numel() + 1) / steps.shape[1]
     curves = ((0, "Discriminator", "tab:blue", "-"), (1, "Generator", "tab:orange", "--"))
-    for i, _, colour, _ in curves:
-        axes.plot(every, steps[..., i].flatten().numpy(), color=colour, linewidth=0.3, alpha=0.35)
+    for i, _, colour, _ in curves:  # D's, the narrower band, in front of G's
+        axes.plot(every, steps[..., i].flatten(), color=colour, linewidth=0.3, alpha=0.35, zorder=2 - i)
     for i, label, colour, style in curves:  # on top; the dashes tell them apart in black and white
         means, middle = steps[..., i].mean(1).numpy(), np.arange(epochs) + 0.5
         marker = "o" if epochs == 1 else ""  # one point makes no line
