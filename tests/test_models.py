@@ -80,8 +80,28 @@ def test_slopes_dropout_and_batch_norm_are_the_designs(module):
     norms = [layer for layer in layers if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d)]
     assert [norm.num_features for norm in norms] == ([256, 512, 1024] if module is gan else [128, 64])
     assert {norm.eps for norm in norms} == {1e-5}
-    dropouts = [layer.p for layer in layers if isinstance(layer, nn.Dropout | nn.Dropout2d)]
-    assert dropouts == ([0.1] * 2 if module is gan else [0.25] * 4)
+    dropouts = [layer.p for layer in layers if isinstance(layer, nn.Dropout2d)]
+    assert dropouts == ([] if module is gan else [0.25] * 4)
+    assert sum(isinstance(layer, gan.Dropout) for layer in layers) == (2 if module is gan else 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dropout_zeroes_a_tenth_scales_the_rest_and_passes_their_gradient(dtype):
+    torch.manual_seed(0)
+    x = torch.ones(1000, 512, dtype=dtype, requires_grad=True)
+    y = gan.Dropout()(x)
+    y.sum().backward()
+    dropped = y == 0
+    # of 512,000 elements, and of each of the eight whose random numbers are drawn together: 5 deviations
+    assert abs(dropped.float().mean().item() - 26 / 256) < 5 * 0.302 / 512_000**0.5
+    eights = dropped.float().view(-1, 8).mean(0)
+    assert (eights - 26 / 256).abs().max() < 5 * 0.302 / 64_000**0.5
+    torch.testing.assert_close(y[~dropped], torch.full_like(y[~dropped], 1 / (1 - 26 / 256)))
+    assert torch.equal(x.grad, y)  # y is x times the mask, and x is 1
+    pairs = dropped.float().view(-1, 8).T.corrcoef() - torch.eye(8)
+    assert pairs.abs().max() < 0.02  # independent of one another
+    assert not torch.equal(gan.Dropout()(x), y)
+    assert torch.equal(gan.Dropout().eval()(x), x)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
