@@ -292,7 +292,8 @@ def comparison_table(columns):
         lines.append(f"| **{claim}** |" + " |" * (len(columns) + 1))
         for measure, meaning in measures.items():
             values = [values.get(measure, math.nan) for values in columns.values()]
-            cells = ["" if math.isnan(value) else f"{value:.4g}" for value in values]
+            cells = ["" if math.isnan(value) else f"{value:.4g}" if value < 1000 else f"{value:,.0f}"
+                     for value in values]
             lines.append(f"| {measure} | {' | '.join(cells)} | {meaning} |")
     return "\n".join([*lines, ""])
 
