@@ -44,12 +44,14 @@ class Dropout(nn.Module):
     7.7 ms; with nn.Dropout, which draws a number for every element, 8.6; without any 6.9.
     """
 
+    p = 26 / 256
+
     def forward(self, x):
         if not self.training or x.device.type != "cpu":
-            return F.dropout(x, 26 / 256, self.training)
+            return F.dropout(x, self.p, self.training)
         eights = torch.empty(x.numel() // 8, dtype=torch.int64).random_(-(2**63), None)
-        keep = eights.view(torch.uint8).view(x.shape) >= 26
-        return x * (keep.to(x.dtype) * (256 / 230))
+        keep = eights.view(torch.uint8).view(x.shape) >= round(256 * self.p)
+        return x * (keep.to(x.dtype) / (1 - self.p))
 
 
 class Discriminator(nn.Module):

@@ -77,7 +77,7 @@ def textbook_network(network):
             conv.load_state_dict(layer.state_dict())
             layers += [nn.Upsample(scale_factor=2), conv]
         else:
-            layers.append(nn.Dropout(26 / 256) if isinstance(layer, gan.Dropout) else layer)
+            layers.append(nn.Dropout(layer.p) if isinstance(layer, gan.Dropout) else layer)
     network.layers = nn.Sequential(*layers)
     return network
 
