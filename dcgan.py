@@ -11,12 +11,40 @@ from torch import nn
 import common
 
 
+class Conv(nn.Conv2d):
+    """Conv 3x3: (N, channels_in, H, W) to (N, channels_out, H, W).
+
+    Computed as a transposed convolution with the kernel turned round: the same function, but the gradient of
+    a kernel for a single channel takes 0.4 ms of a bfloat16 step of 128 images instead of 2.5.
+    """
+
+    def forward(self, x):
+        return F.conv_transpose2d(x, self.weight.flip(2, 3).transpose(0, 1), self.bias, padding=1)
+
+
+class SumOf2x2(torch.autograd.Function):
+    """The sums of 2x2 neighbours: (N, C, H, W) to (N, C, H - 1, W - 1).
+
+    The gradient of a sum over neighbours is the sum over neighbours of the gradient: 2 ms of a bfloat16 step;
+    PyTorch's own for this pooling takes 7.
+    """
+
+    @staticmethod
+    def forward(_, x):
+        return F.avg_pool2d(x, 2, stride=1, divisor_override=1)
+
+    @staticmethod
+    def backward(_, gradient):
+        return F.avg_pool2d(gradient, 2, stride=1, padding=1, divisor_override=1)
+
+
 class UpsampleConv(nn.Conv2d):
     """Upsample x2 (nearest), then Conv 3x3: (N, channels_in, H, W) to (N, channels_out, 2H, 2W).
 
-    Computed as one transposed convolution of stride 2, whose 4x4 kernel is the 3x3 kernel convolved with
-    the 2x2 block of ones that upsampling makes of a pixel: the same function with 4/9 of the
-    multiplications (a step of 128 images takes 285 ms instead of 505 on two AVX2 cores in float32).
+    Upsampling puts zeros between the pixels and then sums 2x2 neighbours. The sum may as well follow the
+    convolution, and a convolution after putting in zeros is a transposed one of stride 2: the same function
+    with a quarter of the multiplications. A bfloat16 step takes 53 ms; with the sum taken of the kernel
+    instead, which makes it 4x4, 71; in float32 88 and 113.
     """
 
     def __init__(self, channels_in, channels_out):
@@ -25,11 +53,10 @@ class UpsampleConv(nn.Conv2d):
         super().__init__(channels_in, channels_out, 3, bias=False)
 
     def forward(self, x):
-        # channels_last, which the linear layer does not put out: 285 ms a step, 308 without.
+        # channels_last, which the linear layer does not put out: 53 ms a step, 137 without.
         x = x.contiguous(memory_format=torch.channels_last)
         kernel = self.weight.flip(2, 3).transpose(0, 1)  # a transposed convolution turns its kernel round
-        kernel = 4 * F.avg_pool2d(F.pad(kernel, (1, 1, 1, 1)), 2, stride=1)  # sums of 2x2 neighbours
-        return F.conv_transpose2d(x, kernel, stride=2, padding=1)
+        return SumOf2x2.apply(F.conv_transpose2d(x, kernel, stride=2))
 
 
 class Generator(nn.Module):
@@ -46,7 +73,7 @@ class Generator(nn.Module):
             UpsampleConv(128, 64),  # -> 28x28
             nn.BatchNorm2d(64),
             nn.LeakyReLU(0.2),
-            nn.Conv2d(64, 1, 3, padding=1),
+            Conv(64, 1, 3, padding=1),
             nn.Tanh(),
         )
 

@@ -72,10 +72,11 @@ def textbook_network(network):
     """The network with torch's own layers where ours has others for the same; same weights."""
     layers = []
     for layer in network.layers:
-        if isinstance(layer, dcgan.UpsampleConv):
-            conv = nn.Conv2d(layer.in_channels, layer.out_channels, 3, padding=1, bias=False)
+        if isinstance(layer, dcgan.UpsampleConv | dcgan.Conv):
+            has_bias = layer.bias is not None
+            conv = nn.Conv2d(layer.in_channels, layer.out_channels, 3, padding=1, bias=has_bias)
             conv.load_state_dict(layer.state_dict())
-            layers += [nn.Upsample(scale_factor=2), conv]
+            layers += [nn.Upsample(scale_factor=2), conv] if isinstance(layer, dcgan.UpsampleConv) else [conv]
         else:
             layers.append(nn.Dropout(layer.p) if isinstance(layer, gan.Dropout) else layer)
     network.layers = nn.Sequential(*layers)

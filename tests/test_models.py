@@ -103,22 +103,29 @@ def test_dropout_zeroes_a_tenth_scales_the_rest_and_passes_their_gradient(dtype)
     assert torch.equal(gan.Dropout().eval()(x), x)
 
 
+def function_and_gradients(layers, x):
+    """What the layers make of x, and the gradients of its mean square: of x and of every parameter."""
+    x = x.clone().requires_grad_()
+    y = layers(x)
+    return y, *torch.autograd.grad((y**2).mean(), (x, *layers.parameters()))
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
-def test_upsample_conv_is_upsample_and_conv(dtype, tolerance):
-    """The same function and the same gradients, by the two layers that it stands for."""
+@pytest.mark.parametrize("layer", ["UpsampleConv", "Conv"])
+def test_convolutions_are_those_of_the_table(layer, dtype, tolerance):
+    """The same function and the same gradients as torch's own layers that they stand for."""
     torch.manual_seed(0)
-    ours = dcgan.UpsampleConv(6, 5).to(dtype)
-    conv = nn.Conv2d(6, 5, 3, padding=1, bias=False).to(dtype)
+    if layer == "UpsampleConv":
+        ours, shape = dcgan.UpsampleConv(6, 5), (3, 5, 14, 8)
+        conv = nn.Conv2d(6, 5, 3, padding=1, bias=False)
+        torchs = nn.Sequential(nn.Upsample(scale_factor=2), conv)
+    else:
+        ours, shape = dcgan.Conv(6, 5, 3, padding=1), (3, 5, 7, 4)
+        torchs = conv = nn.Conv2d(6, 5, 3, padding=1)
     conv.load_state_dict(ours.state_dict())
-    two_layers = nn.Sequential(nn.Upsample(scale_factor=2), conv)
     x = torch.randn(3, 6, 7, 4, dtype=dtype)
-    results = []
-    for layers, layer in ((ours, ours), (two_layers, conv)):
-        x_in = x.clone().requires_grad_()
-        y = layers(x_in)
-        (y**2).mean().backward()
-        results.append((y, x_in.grad, layer.weight.grad))
-    assert results[0][0].shape == (3, 5, 14, 8)
-    for found, expected in zip(*results, strict=True):
-        largest = expected.abs().max().item()
-        torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance * largest)
+    found, expected = (function_and_gradients(layers.to(dtype), x) for layers in (ours, torchs))
+    assert found[0].shape == shape
+    for ours, torchs in zip(found, expected, strict=True):
+        largest = torchs.abs().max().item()
+        torch.testing.assert_close(ours, torchs, rtol=tolerance, atol=tolerance * largest)
