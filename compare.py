@@ -74,7 +74,7 @@ def train_judge(images, labels, epochs, progress):
 
 
 def in_parts(function, x):
-    """function(x), 500 rows of x at a time: 3,300 images of an interpolation at once took it from 1.7 to 2.7 GB."""
+    """function(x), 500 rows of x at a time: the 3,300 images of the interpolations at once took 1 GB more."""
     return torch.cat([function(part) for part in x.split(500)])
 
 
