@@ -110,7 +110,7 @@ def frechet_distance(a, b):
 
 def neighbourhood(features):
     """The distance (N,) of each point of (N, F) to its K-th nearest other point."""
-    return torch.cat([torch.cdist(part, features).kthvalue(K + 1).values for part in features.split(1000)])
+    return in_parts(lambda part: torch.cdist(part, features).kthvalue(K + 1).values, features)
 
 
 def precision_recall_density_coverage(real, fake):
@@ -137,6 +137,14 @@ def precision_recall_density_coverage(real, fake):
         "density": torch.cat(density).float().mean().item(),
         "coverage": covered.float().mean().item(),
     }
+
+
+def sharpness(images):
+    """Of uint8 images (N, 28, 28) or (N, 1, 28, 28), in grey levels squared: the variance of an image's
+    Laplacian, the measure by which microscopes focus (Pech-Pacheco et al. 2000), averaged over the images."""
+    laplacian = torch.tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]])[None, None]
+    edges = F.conv2d(images.view(-1, 1, 28, 28).float(), laplacian)
+    return edges.flatten(1).var(1, correction=0).mean().item()
 
 
 def class_entropy(shares):
@@ -239,6 +247,7 @@ def measure_images(judge, images, real):
         "Frechet distance": frechet_distance(features, real_features),
         **precision_recall_density_coverage(real_features, features),
         "confidence": probabilities.amax(1).mean().item(),
+        "sharpness": sharpness(images),
         "entropy of the garments": class_entropy(shares),
         "smallest share of a garment": shares.min().item(),
         "largest share of a garment": shares.max().item(),
@@ -263,6 +272,7 @@ MEANINGS = {  # claim: measure: what it means, and which way is better
         "precision": "share of generated images that lie among real ones; higher is better",
         "density": "how many real images each of them lies among; closer to real data's is better",
         "confidence": "mean probability of the garment that the judge sees; closer to real data's is better",
+        "sharpness": "variance of the images' Laplacian; closer to real data's is better",
     },
     "Variety": {
         "recall": "share of real images that lie among generated ones; higher is better",

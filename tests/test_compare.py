@@ -57,6 +57,15 @@ def test_density_counts_the_neighbourhoods_an_image_lies_in():
     assert found["coverage"] == pytest.approx(7 / 100)
 
 
+def test_sharpness():
+    ramp = torch.arange(28, dtype=torch.uint8).repeat(1, 28, 1)  # as dark as bright, and no edge
+    assert compare.sharpness(ramp) == 0
+    dot = torch.zeros(1, 28, 28, dtype=torch.uint8)
+    dot[0, 9, 9] = 10  # Laplacian -40 there, 10 at its four neighbours; 26 x 26 pixels have all of theirs
+    assert compare.sharpness(dot) == pytest.approx((40**2 + 4 * 10**2) / 26**2)
+    assert compare.sharpness(torch.cat([dot, ramp])) == pytest.approx(2000 / 26**2 / 2)
+
+
 def test_class_entropy():
     assert compare.class_entropy(torch.full((10,), 0.1)) == pytest.approx(1)
     assert compare.class_entropy(torch.tensor([1.0] + [0.0] * 9)) == 0
