@@ -211,7 +211,7 @@ def train_step(G, D, G_optimizer, D_optimizer, real, z, dtype):
     D_optimizer.step()
 
     # Generator, against the discriminator just updated: ascend log D(G(z)), the paper's non-saturating
-    # form. The same z as above: a second G(z) of fresh vectors would cost a quarter more time.
+    # form. The same z as above: a second G(z) of fresh vectors takes a quarter more time and gains nothing.
     D.requires_grad_(False)
     with autocast:
         logits = D(fake).float()
@@ -548,10 +548,6 @@ def animation(history, name):
     return frames
 
 
-def draw_losses(folder, history, name):
-    save(folder / "losses.png", losses_figure(history, name).savefig)
-
-
 def draw_samples(folder, history, name, epoch):
     figure = images_figure(history["samples"][epoch - 1], f"{name}, epoch {epoch}: generated samples")
     save(folder / f"samples_epoch_{epoch:03d}.png", figure.savefig)
@@ -675,13 +671,13 @@ def run(name, Generator, Discriminator, args):
                     stale.unlink()
             save_history(folder / "history.csv", history)
             if epoch % args.sample_every == 0:
-                draw_losses(folder, history, name)
+                save(folder / "losses.png", losses_figure(history, name).savefig)
                 draw_samples(folder, history, name, epoch)
 
         save_history(folder / "history.csv", history)
         for epoch in sorted({*range(args.sample_every, epochs, args.sample_every), epochs}):
             draw_samples(folder, history, name, epoch)
-        draw_losses(folder, history, name)
+        save(folder / "losses.png", losses_figure(history, name).savefig)
         draw_results(folder, training["averaged"].module, history, train, test, name, args)
     print(f"figures in {folder}")
 
