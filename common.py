@@ -548,6 +548,10 @@ def animation(history, name):
     return frames
 
 
+def draw_losses(folder, history, name):
+    save(folder / "losses.png", losses_figure(history, name).savefig)
+
+
 def draw_samples(folder, history, name, epoch):
     figure = images_figure(history["samples"][epoch - 1], f"{name}, epoch {epoch}: generated samples")
     save(folder / f"samples_epoch_{epoch:03d}.png", figure.savefig)
@@ -671,13 +675,13 @@ def run(name, Generator, Discriminator, args):
                     stale.unlink()
             save_history(folder / "history.csv", history)
             if epoch % args.sample_every == 0:
-                save(folder / "losses.png", losses_figure(history, name).savefig)
+                draw_losses(folder, history, name)
                 draw_samples(folder, history, name, epoch)
 
         save_history(folder / "history.csv", history)
         for epoch in sorted({*range(args.sample_every, epochs, args.sample_every), epochs}):
             draw_samples(folder, history, name, epoch)
-        save(folder / "losses.png", losses_figure(history, name).savefig)
+        draw_losses(folder, history, name)
         draw_results(folder, training["averaged"].module, history, train, test, name, args)
     print(f"figures in {folder}")
 
