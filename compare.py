@@ -140,10 +140,10 @@ def precision_recall_density_coverage(real, fake):
 
 
 def sharpness(images):
-    """Of uint8 images (N, 28, 28) or (N, 1, 28, 28), in grey levels squared: the variance of an image's
-    Laplacian, the measure by which microscopes focus (Pech-Pacheco et al. 2000), averaged over the images."""
+    """Of uint8 images (N, 28, 28), in grey levels squared: the variance of an image's Laplacian, the measure
+    by which microscopes focus (Pech-Pacheco et al. 2000), averaged over the images."""
     laplacian = torch.tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]])[None, None]
-    edges = F.conv2d(images.view(-1, 1, 28, 28).float(), laplacian)
+    edges = F.conv2d(images[:, None].float(), laplacian)
     return edges.flatten(1).var(1, correction=0).mean().item()
 
 
@@ -413,7 +413,7 @@ def compare(outputs, data, bar):
         columns[name] |= smoothness | stability(history, SAMPLE_EVERY)
         runs[name] = {"history": history, "samples": images[:32], "path": path, "jumps": jumps}
         bar.update()
-    columns["real data"], shares["real data"] = measure_images(judge, train[0][:N], real)
+    columns["real data"], shares["real data"] = measure_images(judge, train[0][:N, 0], real)
     columns["real data"] |= nearest_distance(test[0][:, 0], train[0])
     bar.update()
 
