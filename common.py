@@ -1,49 +1,54 @@
-"""What gan.py and dcgan.py share, in the order data flows: FashionMNIST, the training loop,
-files and checkpoints, figures, the command line.
+"""What gan.py and dcgan.py share, in the order of a run: FashionMNIST, training, figures, files, command line.
 
-In the names, as in the papers: z latent vectors, x images, G generator, D discriminator; `averaged`
-is the moving average of the generator, from which every figure is drawn.
+In the names, as in the papers: z latent vectors, x images, G generator, D discriminator. G_ema is the moving
+average of G; every image that is shown is drawn from it.
 """
 
 import argparse
 import contextlib
+import copy
 import ctypes
+import functools
 import gzip
 import hashlib
 import io
-import math
+import json
 import os
+import re
+import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 import zipfile
-import zlib
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
-import torch.nn.functional as F
-from matplotlib.figure import Figure
-from PIL import Image, ImageDraw
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
-from tqdm import tqdm
-
+if "IPython" not in sys.modules:  # in a notebook's own process its backend stays
+    os.environ["MPLBACKEND"] = "agg"  # no window is opened: nobody else's choice may stop us
 try:
-    import fcntl
-except ImportError:  # Windows has no such locks
-    fcntl = None
+    import matplotlib.style
+    import numpy as np
+    import torch
+    import torch.nn.functional as F
+    from matplotlib.figure import Figure
+    from PIL import Image, ImageDraw
+    from PIL.PngImagePlugin import PngInfo
+    from torch import nn
+    from torch.optim.swa_utils import update_bn
+    from tqdm import tqdm
+except Exception as error:  # missing or broken: better known now than after an hour
+    sys.exit(f"error: {error}: try pip install -r requirements.txt, in the virtual environment")
 
 
 class UserError(Exception):
-    """A mistake or a fault the user can mend: `main` prints it as one line and exits with 1."""
+    """A mistake or a fault that the user can mend: printed in a line, exit status 1."""
 
 
 class OptionError(UserError):
-    """A wrong option: `main` exits with 2."""
+    """A wrong option: exit status 2."""
 
 
 # ------------------------------------------------------------------------------- FashionMNIST
@@ -54,149 +59,124 @@ SHA256 = {  # of the unpacked files
     "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
     "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
 }
-DEBIAN_PACKAGE = "dataset-fashion-mnist"  # Debian's and Ubuntu's
-DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
-# The data set's own repository: torchvision's only address fails for many (pytorch/vision #4829).
-SECOND_MIRROR = "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/"
-NETWORK_TIMEOUT = 20  # seconds without an answer before the next mirror is tried
+DEBIAN_PACKAGE, DEBIAN_FOLDER = "dataset-fashion-mnist", Path("/usr/share/datasets/fashion-mnist")
+MIRRORS = ("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+           "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/")
+TIMEOUT = 20  # seconds without an answer from the network
 
 
-def load_fashion_mnist(data, split):
-    """Images and labels of one split, from the first source that has them undamaged.
+def load_fashion_mnist(data, kind="images"):
+    """Training and test set (Xiao et al. 2017), from the first source that has both undamaged.
 
-    data: folder that holds, or is to hold, FashionMNIST/raw/ (torchvision's layout).
-    split: "train" (60,000 images) or "test" (10,000).
-    Returns uint8 images (N, 1, 28, 28) in 0..255 and int64 labels (N,) in 0..9 (Xiao et al. 2017).
-    Raises UserError, naming every source tried, when none has them.
+    kind: "images", uint8 (60,000, 1, 28, 28) and (10,000, 1, 28, 28) in 0..255, or "labels", uint8 (60,000,)
+    and (10,000,) in 0..9. Raises UserError, with a line a source, when none has them.
     """
-    if Path(data).is_file():
-        raise UserError(f"--data {data} is a file: give a folder, empty or with FashionMNIST/raw/ in it")
-    raw = Path(data, "FashionMNIST", "raw")
-    prefix = {"train": "train", "test": "t10k"}[split]
-    sources = {
-        str(raw): lambda: raw,
-        str(DEBIAN_FOLDER): lambda: DEBIAN_FOLDER,
-        "download": lambda: download(raw),
-        f"Debian package {DEBIAN_PACKAGE}": lambda: fetch_debian_package(raw),
-    }
-    failures = []
-    for source, locate in sources.items():
-        try:
-            folder = locate()
-            images = read_verified(folder, f"{prefix}-images-idx3-ubyte")
-            labels = read_verified(folder, f"{prefix}-labels-idx1-ubyte")
-        except Exception as error:  # however a source fails, the next one may do
-            failures.append(f"{source}: {error}")
-            continue
-        for failure in failures:
-            if "damaged" in failure:
-                print(f"{failure}; took the images from {source}", file=sys.stderr)
-        # IDX files: a header of 16 bytes before images, of 8 before labels
-        images = torch.frombuffer(images, dtype=torch.uint8, offset=16).view(-1, 1, 28, 28)
-        return images, torch.frombuffer(labels, dtype=torch.uint8, offset=8).long()
-    way_out = f"Put the four files {', '.join(SHA256)} (or their .gz) into {raw}."
-    raise UserError(f"FashionMNIST was not found. Tried {'; '.join(failures)}. {way_out}")
-
-
-def read_verified(folder, name):
-    """The bytes (mutable, as torch wants them) of an IDX file or its .gz, verified by SHA-256."""
-    path = Path(folder, name)
-    if not path.exists():
-        path = path.with_name(f"{name}.gz")
-    if not path.exists():
-        raise FileNotFoundError(f"no {name}")
-    content = path.read_bytes()
-    try:
-        content = gzip.decompress(content) if path.suffix == ".gz" else content
-    except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{path} is damaged ({error}): delete it") from error
-    digest = hashlib.sha256(content).hexdigest()
-    if digest != SHA256[name]:
-        raise ValueError(f"{path} is damaged (SHA-256 {digest[:8]}, not {SHA256[name][:8]}): delete it")
-    return bytearray(content)
-
-
-def keep_verified(folder, raw):
-    """Put the four files of `folder`, unpacked and verified, into `raw`; returns `raw`."""
-    raw.mkdir(parents=True, exist_ok=True)
-    for name in SHA256:
-        content = read_verified(folder, name)
-        save(raw / name, lambda file, content=content: file.write(content))
-    return raw
-
-
-def download(raw):
-    """Have torchvision fetch the data set, mirror by mirror, into `raw`; returns `raw`."""
-    from torchvision.datasets import FashionMNIST  # here: to import it takes a third of the start-up, 1.5 s
-
-    socket.setdefaulttimeout(NETWORK_TIMEOUT)
-    failures = []
-    for mirror in (*FashionMNIST.mirrors, SECOND_MIRROR):
-        # One at a time: given both, torchvision gives up when the first one hangs.
-        OneMirror = type("FashionMNIST", (FashionMNIST,), {"mirrors": [mirror]})
-        with tempfile.TemporaryDirectory() as folder:
+    wanted, found, failures = [name for name in SHA256 if kind in name], {}, []
+    with tempfile.TemporaryDirectory() as temporary:
+        for source in (data, DEBIAN_FOLDER, *MIRRORS, DEBIAN_PACKAGE):
+            local, reason = isinstance(source, Path), "not there"
             try:
-                OneMirror(folder, download=True)
-                return keep_verified(Path(folder, "FashionMNIST", "raw"), raw)
-            except Exception as error:  # of files, of the network, of torchvision
-                failures.append(" ".join(str(error).split()))
-    raise RuntimeError("; ".join(failures))
+                found |= verified_files(source if local else fetch(source, Path(temporary)))
+            except Exception as error:  # however a source fails, the next one may do
+                reason = " ".join(str(getattr(error, "stderr", error)).split())[:100]
+            if all(name in found for name in wanted):
+                break
+            failures.append(f"{source}: {reason}")
+        else:
+            way_out = f"Put {' and '.join(wanted)}, packed or not, anywhere into {data}."
+            raise UserError("\n  ".join(["FashionMNIST was not found.", *failures, way_out]))
+    if not local:
+        for name, content in found.items():
+            save(data / "FashionMNIST" / "raw" / name, lambda file, content=content: file.write(content))
+    arrays = [torch.frombuffer(found[name], dtype=torch.uint8) for name in wanted]
+    return [x[16:].view(-1, 1, 28, 28) if kind == "images" else x[8:] for x in arrays]  # after IDX's header
 
 
-def fetch_debian_package(raw):
-    """Fetch and unpack the Debian package without root, into `raw`; returns `raw`."""
-    script = f"""
-        mkdir -p state/lists/partial cache/archives/partial
-        options="-o Dir::State=$PWD/state -o Dir::Cache=$PWD/cache -o Dir::State::status=/var/lib/dpkg/status"
-        options="-qq $options -o Acquire::http::Timeout={NETWORK_TIMEOUT}"
-        apt-get $options update && apt-get $options download {DEBIAN_PACKAGE} && dpkg-deb -x *.deb .
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        result = subprocess.run(["sh", "-c", script], cwd=folder, capture_output=True, text=True, timeout=300)
-        if result.returncode != 0:
-            raise RuntimeError(" ".join(result.stderr.split()) or "failed")
-        return keep_verified(folder + str(DEBIAN_FOLDER), raw)
+def verified_files(folder):
+    """{name: unpacked bytes} of FashionMNIST's files anywhere in `folder`, whatever they are called there."""
+    names, found = {digest: name for name, digest in SHA256.items()}, {}
+    for path in (Path(root, file) for root, _, files in os.walk(folder, followlinks=True) for file in files):
+        content = b""
+        with contextlib.suppress(Exception):  # unreadable or cut short
+            content = read_idx(path) if path.is_file() else b""
+        if name := names.get(hashlib.sha256(content).hexdigest()):
+            found[name] = bytearray(content)  # writable, as torch wants it
+        elif content or "ubyte" in path.name:
+            say(f"{path} is not FashionMNIST's (its SHA-256 is another): left alone")
+    return found
 
 
-# ---------------------------------------------------------------------------------- training
+def read_idx(path):
+    """The bytes, unpacked if need be, of a file in the IDX format; of any other, nothing."""
+    with open(path, "rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+    with (gzip.open if packed else open)(path, "rb") as file:
+        return file.read() if file.peek(3)[:3] == b"\0\0\x08" else b""
 
 
-def choose_device(name):
-    """The torch.device of that name; "auto": CUDA, else Apple's MPS, else the CPU. Raises OptionError."""
-    available = ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available() + ["cpu"]
-    if name not in ("auto", *available):
-        raise OptionError(f"--device {name}: not on this machine, only {', '.join(available)}")
-    return torch.device(available[0] if name == "auto" else name)
-
-
-def choose_dtype(precision, device):
-    """The type to compute in; "auto" is bfloat16 only where the hardware multiplies it faster."""
-    if precision != "auto":
-        return getattr(torch, precision)
-    if device.type == "cuda":
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+def fetch(source, folder):
+    """Put the four files of a mirror, or of the Debian package (without root), into `folder`; returns it."""
+    say(f"fetching FashionMNIST from {source}")
+    if source in MIRRORS:
+        for name in SHA256:
+            with urllib.request.urlopen(f"{source}{name}.gz", timeout=TIMEOUT) as answer:
+                (folder / name).write_bytes(answer.read())
     else:
-        cpu = torch.cpu.get_capabilities()
-        fast = device.type == "cpu" and (cpu.get("amx_bf16") or cpu.get("avx512_bf16"))
-    return torch.bfloat16 if fast else torch.float32
+        apt = (f"apt-get -qq -oDir::State={folder} -oDir::State::status=/var/lib/dpkg/status "
+               f"-oDir::Cache={folder} -oAcquire::http::Timeout={TIMEOUT}")
+        subprocess.run(f"{apt} update && {apt} download {source} && dpkg-deb -x *.deb .", shell=True, cwd=folder,
+                       check=True, capture_output=True, text=True, timeout=300)
+    return folder
 
 
-def keep_freed_memory():
-    """Tell glibc to reuse freed memory instead of handing it back to the system: in a DCGAN step on two CPU
-    cores no page fault instead of 10,000 to 24,000, and 304 ms instead of 324."""
-    with contextlib.suppress(OSError, AttributeError):  # not glibc
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-        mallopt(-3, 2**30)  # M_MMAP_THRESHOLD
-        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+# ----------------------------------------------------------------------------------- training
 
 
-def train_step(G, D, G_optimizer, D_optimizer, real, z, dtype):
-    """One iteration of Algorithm 1 of Goodfellow et al. (2014), k = 1.
+@dataclass
+class Training:
+    """What is trained: both networks, the moving average of the generator, and an optimizer for each."""
 
-    real: images (N, 1, 28, 28) in [-1, 1]; z: latent vectors (N, latent_dim).
-    Returns D's loss, G's loss, mean D(x), mean D(G(z)) as one tensor (4,). D's loss is the mean over
-    real and fake images, so that it is ln 2, as G's, when D is undecided.
+    G: nn.Module
+    D: nn.Module
+    G_ema: nn.Module
+    G_optimizer: torch.optim.Optimizer
+    D_optimizer: torch.optim.Optimizer
+
+
+def new_training(Generator, Discriminator, settings, device):
+    """Networks and optimizers, freshly initialised from the seed. Raises UserError for a BatchNorm in D."""
+    torch.manual_seed(settings["seed"] * 1_000_000)
+    on_cpu = device.type == "cpu"
+    # What is tried and faster on the CPU only: images stored channel by channel last, and the fused Adam.
+    layout = torch.channels_last if on_cpu else torch.contiguous_format
+    G = Generator(settings["latent_dim"]).to(device, memory_format=layout)
+    D = Discriminator().to(device, memory_format=layout)
+    if any(isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d) for layer in D.modules()):
+        raise UserError("the discriminator has a BatchNorm, which would mix the statistics of real and fake "
+                        "images: take it out, or give real and fake a pass each in common.train_step")
+    # No momentum (beta 1 = 0; the DCGAN paper has 0.5): each network moves what the other aims at.
+    G_optimizer, D_optimizer = (
+        torch.optim.Adam(network.parameters(), settings["learning_rate"], betas=(0.0, 0.999), fused=on_cpu)
+        for network in (G, D))
+    return Training(G, D, copy.deepcopy(G).requires_grad_(False), G_optimizer, D_optimizer)
+
+
+def r1_penalty(D, x):
+    """1/2 E |grad D(x)|^2, of the logit of D at real images x (Mescheder et al. 2018, arXiv:1801.04406)."""
+    x = x.detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(D(x).sum(), x, create_graph=True)
+    return gradient.square().sum((1, 2, 3)).mean() / 2
+
+
+def train_step(training, real, z, r1_gamma, dtype):
+    """One iteration of Algorithm 1 of Goodfellow et al. (2014), with k = 1.
+
+    real: images (N, 1, 28, 28) in [-1, 1]; z: latent vectors (N, latent_dim); r1_gamma: weight of the penalty,
+    0 for a step without it. Returns, as scalars, D_loss, G_loss, D_x and D_G_z, the means of D(x) and D(G(z)).
+    D_loss is the mean over real and fake images, so that it is ln 2, as G_loss is, when D cannot tell them
+    apart; the penalty is not counted in it.
     """
+    G, D = training.G, training.D
     autocast = torch.autocast(real.device.type, dtype, enabled=dtype is not torch.float32)
 
     # Discriminator: ascend log D(x) + log(1 - D(G(z))). With D = sigmoid(logit), -log D is softplus(-logit)
@@ -204,41 +184,39 @@ def train_step(G, D, G_optimizer, D_optimizer, real, z, dtype):
     with autocast:
         fake = G(z)
         logits = D(torch.cat([real, fake.detach()])).float()
+        penalty = r1_gamma * r1_penalty(D, real) if r1_gamma else 0
     real_logits, fake_logits = logits.chunk(2)
     D_loss = (F.softplus(-real_logits).mean() + F.softplus(fake_logits).mean()) / 2
-    D_optimizer.zero_grad()
-    D_loss.backward()
-    D_optimizer.step()
+    training.D_optimizer.zero_grad()
+    (D_loss + penalty).backward()
+    training.D_optimizer.step()
 
-    # Generator, against the discriminator just updated: ascend log D(G(z)), the paper's non-saturating
-    # form. The same z as above: a second G(z) of fresh vectors takes a quarter more time and gains nothing.
+    # Generator, against the discriminator just updated: ascend log D(G(z)), the paper's non-saturating form.
+    # The z is the same: to compute G(z) again for a fresh one takes longer and gains nothing.
     D.requires_grad_(False)
     with autocast:
         logits = D(fake).float()
     G_loss = F.softplus(-logits).mean()
-    G_optimizer.zero_grad()
+    training.G_optimizer.zero_grad()
     G_loss.backward()
-    G_optimizer.step()
+    training.G_optimizer.step()
     D.requires_grad_(True)
     D_x, D_G_z = real_logits.sigmoid().mean(), fake_logits.sigmoid().mean()
-    return torch.stack([D_loss, G_loss, D_x, D_G_z]).detach()
+    return {"D_loss": D_loss.detach(), "G_loss": G_loss.detach(), "D_x": D_x.detach(), "D_G_z": D_G_z.detach()}
 
 
-def update_average(averaged, G, step, decay):
-    """averaged <- d averaged + (1 - d) G with d = min(decay, (1 + step) / (10 + step)).
-
-    Without this warm-up it remembers the first weights: worse than the live ones for 5 DCGAN epochs. With it,
-    it averages about the last tenth of the steps: Frechet distance of the GAN at 150 26, at d <= 0.999 36.
-    """
-    averaged.multi_avg_fn = get_ema_multi_avg_fn(min(decay, (1 + step) / (10 + step)))
-    averaged.update_parameters(G)
+@torch.no_grad()
+def update_average(G_ema, G, step):
+    """G_ema <- d G_ema + (1 - d) G with d = (1 + step) / (10 + step): about the last tenth of all steps."""
+    d = (1 + step) / (10 + step)
+    for average, weight in zip(G_ema.parameters(), G.parameters(), strict=True):
+        average.lerp_(weight, 1 - d)
 
 
-def settle_batch_norm(averaged, latent_dim):
-    """Measure BatchNorm's mean and variance with the averaged weights, on 2,560 latent vectors: averaged like
-    the weights, those of the live generator fit less well (Frechet distance of the GAN 43.5, not 39.5)."""
+def calibrate_batch_norm(G_ema, latent_dim):
+    """Measure BatchNorm's mean and variance for the averaged weights: those of G do not fit them."""
     z = torch.randn(20, 128, latent_dim, generator=torch.Generator().manual_seed(2015))
-    update_bn(z, averaged, next(averaged.parameters()).device)
+    update_bn(z, G_ema, next(G_ema.parameters()).device)
 
 
 def scale(images):
@@ -250,49 +228,45 @@ def train_epoch(training, images, epoch, settings, dtype, progress):
     """Train on every image once, in batches (an incomplete last one is left out for this epoch).
 
     images: uint8 (N, 1, 28, 28) on the device; epoch: from 1; progress(): called after every batch.
-    Returns what train_step returned at each step, as one tensor (steps, 4) on the CPU.
+    Returns what the steps returned, by name, (steps,) each, on the CPU.
     """
-    # The random numbers of an epoch depend on its number alone, not on whether the run stopped before it.
+    # The random numbers of an epoch depend on its number alone, so a continued run has the same.
     torch.manual_seed(settings["seed"] * 1_000_000 + epoch)
-    networks = training["G"].train(), training["D"].train()
-    optimizers = training["G_optimizer"], training["D_optimizer"]
-    batch_size, latent_dim = settings["batch_size"], settings["latent_dim"]
-    batches = torch.randperm(len(images), device=images.device).split(batch_size)
-    batches = batches[: len(images) // batch_size]
-    record = []
-    for step, batch in enumerate(batches, (epoch - 1) * len(batches)):
-        real = scale(images[batch])
-        z = torch.randn(batch_size, latent_dim, device=images.device)
-        record.append(train_step(*networks, *optimizers, real, z, dtype))
-        update_average(training["averaged"], training["G"], step, settings["ema_decay"])
-        progress()
-    return torch.stack(record).cpu()
-
-
-def train_epochs(training, images, done, epochs, settings, dtype):
-    """Train epoch after epoch from done + 1 to `epochs` under a progress bar.
-
-    After each, yields its number and its record: what train_step returned at each step, "steps"
-    (steps, 4), and "seconds". Raises UserError when a loss is not finite.
-    """
+    training.G.train(), training.D.train()
     steps = len(images) // settings["batch_size"]
-    layout = "{n:.1f}/{total:.0f}{postfix} left {remaining} {bar}"  # 80 columns show all but the bar
-    counts = {"initial": done * steps, "total": epochs * steps, "unit_scale": 1 / steps}
-    interval = 1 if sys.stderr.isatty() else 30  # seconds between updates: a log file need not have them all
-    with tqdm(**counts, bar_format=layout, mininterval=interval, dynamic_ncols=True) as bar:
-        for epoch in range(done + 1, epochs + 1):
+    batches = torch.randperm(len(images), device=images.device).split(settings["batch_size"])[:steps]
+    record = []
+    for step, batch in enumerate(batches, (epoch - 1) * steps):
+        real = scale(images[batch])
+        z = torch.randn(len(batch), settings["latent_dim"], device=images.device)
+        # Lazily: every fourth step, four times as much (Karras et al. 2020, arXiv:1912.04958).
+        r1_gamma = 4 * settings["r1_gamma"] if step % 4 == 0 else 0
+        record.append(train_step(training, real, z, r1_gamma, dtype))
+        update_average(training.G_ema, training.G, step)
+        progress()
+    return {name: torch.stack([losses[name] for losses in record]).cpu() for name in record[0]}
+
+
+def train(training, history, images, epochs, settings, dtype, folder, sample_every):
+    """Train from the last epoch of `history`, which grows, to `epochs`. images: uint8 (N, 1, 28, 28)."""
+    z = latent_vectors(settings["latent_dim"])[:64]
+    with progress_bar(history.epochs, epochs, history.D_loss.shape[1]) as bar:
+        for epoch in range(history.epochs + 1, epochs + 1):
             start = time.perf_counter()
-            record = train_epoch(training, images, epoch, settings, dtype, bar.update)
-            settle_batch_norm(training["averaged"], settings["latent_dim"])
+            losses = train_epoch(training, images, epoch, settings, dtype, bar.update)
+            calibrate_batch_norm(training.G_ema, settings["latent_dim"])
             seconds = time.perf_counter() - start
-            if not record.isfinite().all():
-                way_out = "a lower --learning-rate or --precision float32, with --fresh"
-                raise UserError(f"epoch {epoch}: a loss is not finite; those before are kept; try {way_out}")
-            D_loss, G_loss, D_x, D_G_z = record.mean(0).tolist()
-            rate = steps * settings["batch_size"] / seconds
+            history.append(losses, generate(training.G_ema, z), seconds)
+            check_losses(history)
+            save_checkpoint(folder, training, history, settings)
+            if epoch == 1:  # only now, what a run before this one left
+                remove_results(folder)
+            save_tables(folder, history)
+            due = [epoch] if epoch % sample_every == 0 else []
+            draw_training(folder, history, settings["model"], due)
+            D_loss, G_loss, D_x, D_G_z = (values.mean() for values in losses.values())
             bar.postfix = (f"loss D {D_loss:.2f} G {G_loss:.2f} D(x) {D_x:.2f} D(G(z)) {D_G_z:.2f} "
-                           f"{rate:.0f} img/s")
-            yield epoch, {"steps": record, "seconds": seconds}
+                           f"{len(images) / seconds:.0f} img/s")
 
 
 @torch.no_grad()
@@ -308,157 +282,57 @@ def latent_vectors(latent_dim):
     return torch.randn(500, latent_dim, generator=torch.Generator().manual_seed(2014))
 
 
-# -------------------------------------------------------------------- files and checkpoints
+def perturb(G, z, dims, offsets):
+    """Images G(z + offset e_dim) for every dimension and offset; z: (N, latent_dim).
 
-PARTIAL = ".partial-"  # what the names of files begin with while they are being written
-
-
-def save(path, write):
-    """Write what write(file) writes to `path`, whole or not at all: first to memory, because torch.save does
-    not report a full disk as an OSError; then under another name, so that whatever happens `path` holds its
-    old content or the new one. Raises UserError."""
-    buffer = io.BytesIO()
-    write(buffer)
-    part = path.with_name(PARTIAL + path.name)
-    try:
-        with open(part, "wb") as file:
-            file.write(buffer.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except OSError as error:
-        kept = "what was there before is intact"
-        raise UserError(f"{path} could not be written: {error.strerror}; {kept}") from error
-    finally:
-        part.unlink(missing_ok=True)
+    Returns uint8 images (dims, offsets, N, 28, 28) and the response, (dims, offsets): the mean absolute
+    change of a pixel against G(z), in percent of its range.
+    """
+    moved = z.repeat(len(dims), len(offsets), 1, 1)
+    for i, dim in enumerate(dims):
+        moved[i, :, :, dim] += torch.tensor(offsets)[:, None]
+    images = generate(G, moved.flatten(0, 2)).view(*moved.shape[:3], 28, 28)
+    return images, (images.float() - generate(G, z).float()).abs().mean((2, 3, 4)) / 255 * 100
 
 
-@contextlib.contextmanager
-def sole_use(folder):
-    """Make the folder, keep it for this process, and remove what a killed one left half-written. Raises
-    UserError when it cannot be written or another process has it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / ".lock", "w")  # noqa: SIM115 (closed below; the lock ends with the process)
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written: {error.strerror}; give another --outputs") from error
-    with lock:
-        try:
-            if fcntl:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{folder} is in use by another run: wait, or give another --outputs") from None
-        for leftover in folder.glob(PARTIAL + "*"):
-            leftover.unlink()
-        yield
-
-
-def save_history(path, history):
-    """Write one row an epoch to the CSV file `path`: mean and standard deviation over its steps."""
-    rows = ["epoch,D_loss_mean,D_loss_std,G_loss_mean,G_loss_std,D_x_mean,D_G_z_mean,seconds"]
-    means, stds = history["steps"].mean(1).tolist(), history["steps"].std(1, correction=0).tolist()
-    for epoch, (mean, std, seconds) in enumerate(zip(means, stds, history["seconds"], strict=True), 1):
-        values = mean[0], std[0], mean[1], std[1], mean[2], mean[3]
-        rows.append(f"{epoch},{','.join(f'{value:.6f}' for value in values)},{seconds:.2f}")
-    save(path, lambda file: file.write("\n".join([*rows, ""]).encode()))
-
-
-def new_training(Generator, Discriminator, settings, device):
-    """The networks, the moving average and the optimizers, freshly initialised from the seed."""
-    torch.manual_seed(settings["seed"] * 1_000_000)
-    # channels_last: the memory layout in which convolutions are fastest (see dcgan.UpsampleConv).
-    G = Generator(settings["latent_dim"]).to(device, memory_format=torch.channels_last)
-    D = Discriminator().to(device, memory_format=torch.channels_last)
-    averaged = AveragedModel(G)
-    # Adam without momentum (beta 1 = 0; the DCGAN paper has 0.5), as each network moves the other's target:
-    # Frechet distance of the GAN after 20 epochs 44 instead of 85.
-    G_optimizer, D_optimizer = (
-        torch.optim.Adam(network.parameters(), settings["learning_rate"], (0.0, 0.999), fused=True)
-        for network in (G, D))
-    return {"G": G, "D": D, "averaged": averaged, "G_optimizer": G_optimizer, "D_optimizer": D_optimizer}
-
-
-def read_checkpoint(path):
-    """What torch.save wrote to `path`, data, no code; raises whatever Python and torch make of a bad file."""
-    with zipfile.ZipFile(path) as archive:
-        if archive.testzip():  # torch.load does not look at the checksums
-            raise ValueError("wrong checksum")
-    return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def damaged(path, error, way_out):
-    """The UserError for a checkpoint at which Python or torch raised `error`."""
-    reason = f"{type(error).__name__}: {error}".splitlines()[0]
-    return UserError(f"{path} is damaged or not ours ({reason}): {way_out}")
-
-
-def load_checkpoint(path, training, settings, steps):
-    """Put the checkpoint at `path` into `training`; returns its history, of epochs of so many steps. Raises
-    UserError when the file is not such a checkpoint or its run had other settings."""
-    try:
-        checkpoint = read_checkpoint(path)
-        before, history = checkpoint["settings"], checkpoint["history"]
-        changed = {key: value for key, value in settings.items() if before[key] != value}
-        if not changed:
-            for name, part in training.items():
-                part.load_state_dict(checkpoint[name])
-            epochs = len(history["seconds"])
-            shapes = [tuple(history[key].shape) for key in ("steps", "samples")]
-            if shapes != [(epochs, steps, 4), (epochs, 64, 28, 28)]:
-                raise ValueError(f"history of shapes {shapes}")
-            return history
-    except Exception as error:
-        raise damaged(path, error, "move it away, or use --fresh") from error
-    changes = "; ".join(f"{key} was {before[key]}, is now {changed[key]}" for key in changed)
-    way_out = "give the old settings, another --outputs, or --fresh to start over"
-    raise UserError(f"{path} is of a run with other settings ({changes}): {way_out}")
-
-
-# ----------------------------------------------------------------------------------- figures
-
-FIGURES = ("losses.png", "samples_epoch_*.png", "real_vs_generated.png", "nearest_neighbours.png",
-           "latent_perturbation.png", "training.gif", "generator.pt")
-WIDTH = 12 / 2.54  # inches: 12 cm, the text width of a report, so that figures print at their own size
+# ------------------------------------------------------------------------------------ figures
 
 
 def new_figure(height, title):
-    """A figure 12 cm wide and `height` cm high, at 200 dpi, in type that reads at that size."""
-    figure = Figure((WIDTH, height / 2.54), dpi=200, layout="constrained")
+    """A figure 12 cm wide, the text width of a report, and `height` cm high (17 at most), at 200 dpi."""
+    figure = Figure((12 / 2.54, height / 2.54), dpi=200, layout="constrained")
     figure.suptitle(title, fontsize=9)
     return figure
 
 
 def mosaic(images):
-    """uint8 images (N, 28, 28) as one image in rows of 8, with white gaps of 2 pixels."""
-    from torchvision.utils import make_grid  # here, as in `download`
+    """uint8 images (N, 28, 28), N a multiple of 8, as one, in rows of 8 with a white margin around each."""
+    cells = F.pad(images, (1, 1, 1, 1), value=255).unflatten(0, (-1, 8))  # (rows, 8, 30, 30)
+    return cells.transpose(1, 2).reshape(-1, 8 * 30).numpy()
 
-    return make_grid(images.unsqueeze(1), nrow=8, padding=2, pad_value=255)[0].numpy()
 
-
-def show_images(axes, images, row_labels=(), column_labels=()):
+def show_images(axes, images, row_labels=(), column_labels=(), fontsize=7):
     """Draw uint8 images (N, 28, 28) in rows of 8, the labels on the left and beneath."""
     axes.imshow(mosaic(images), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-    axes.set_xticks(np.arange(len(column_labels)) * 30 + 15.5, column_labels)
-    axes.set_yticks(np.arange(len(row_labels)) * 30 + 15.5, row_labels, va="center")
-    axes.tick_params(length=0, labelsize=7)
+    axes.set_xticks(np.arange(len(column_labels)) * 30 + 14.5, column_labels)
+    axes.set_yticks(np.arange(len(row_labels)) * 30 + 14.5, row_labels, va="center")
+    axes.tick_params(length=0, labelsize=fontsize)
     axes.spines[:].set_visible(False)
 
 
-def losses_figure(history, name):
+def losses_figure(history, model):
     """Both losses over training: every iteration thin, the mean of each epoch bold."""
-    steps = history["steps"]
-    epochs = len(steps)
-    figure = new_figure(7.5, f"{name}: losses over {epochs} epochs (thin: every iteration; bold: epoch mean)")
+    epochs, steps = history.D_loss.shape
+    figure = new_figure(7.5, f"{model}: losses over {epochs} epochs (thin: every iteration; bold: epoch mean)")
     axes = figure.subplots()
-    every = np.arange(1, steps[..., 0].numel() + 1) / steps.shape[1]
-    curves = ((0, "Discriminator", "tab:blue", "-"), (1, "Generator", "tab:orange", "--"))
-    for i, _, colour, _ in curves:  # D's, the narrower band, in front of G's
-        axes.plot(every, steps[..., i].flatten(), color=colour, linewidth=0.3, alpha=0.35, zorder=2 - i)
-    for i, label, colour, style in curves:  # on top; the dashes tell them apart in black and white
-        means, middle = steps[..., i].mean(1).numpy(), np.arange(epochs) + 0.5
+    curves = ((history.D_loss, "Discriminator", "tab:blue", "-", 2),  # the narrower band, so in front
+              (history.G_loss, "Generator", "tab:orange", "--", 1))  # dashed, for print in black and white
+    for losses, label, colour, style, order in curves:
+        iterations, middles = np.arange(1, epochs * steps + 1) / steps, np.arange(epochs) + 0.5
+        axes.plot(iterations, losses.flatten(), color=colour, linewidth=0.3, alpha=0.35, zorder=order)
         marker = "o" if epochs == 1 else ""  # one point makes no line
-        axes.plot(middle, means, style, color=colour, linewidth=1.6, marker=marker, label=label)
-    axes.axhline(math.log(2), color="black", linewidth=0.8, linestyle=":", label="ln 2: D is undecided")
+        axes.plot(middles, losses.mean(1), style, color=colour, linewidth=1.6, marker=marker, label=label, zorder=3)
+    axes.axhline(np.log(2), color="black", linewidth=0.8, linestyle=":", label="ln 2: D is undecided")
     axes.set_xlim(0, epochs)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("Epoch", fontsize=8)
@@ -479,223 +353,438 @@ def images_figure(images, title, row_labels=(), column_labels=(), caption=None):
 
 
 def nearest(images, others):
-    """For each uint8 image (N, 28, 28) the index of its nearest among `others` (M, 28, 28), (N,), and the
-    distance, (N,): Euclidean, per pixel (the root mean square difference), in grey levels of 0 to 255."""
-    flat = images.flatten(1).float()
-    # In parts: 60,000 images at once, as floats, take 0.25 GB more.
-    distances = torch.cat([torch.cdist(flat, part.flatten(1).float()) for part in others.split(5000)], 1) / 28
+    """For each uint8 image (N, 28, 28) the index of its nearest among `others` (M, 28, 28), and the distance,
+    (N,) both: the root mean square difference of their pixels, in grey levels of 0 to 255."""
+    parts = (part.flatten(1).float() for part in others.split(5000))  # all at once take much memory
+    distances = torch.cat([torch.cdist(images.flatten(1).float(), part) for part in parts], 1) / 28
     return distances.argmin(1), distances.amin(1)
 
 
 def nearest_neighbours_figure(fake, real, train, title):
-    """The first 8 generated uint8 images (N, 28, 28) over their nearest training images (M, 28, 28).
-
-    Beneath, the median distance over all N, and that of real test images for comparison: a generator
-    that had memorised its data would lie far below.
-    """
+    """The first 8 generated images over their nearest training images, and the median distance of all: a
+    generator that had learned its data by heart would lie far below real test images."""
     indices, distances = nearest(fake, train)
-    _, real_distances = nearest(real, train)
     caption = ("Distance (root mean square difference in grey levels of 0 to 255)\n"
                f"Median of {len(fake)} generated images {distances.median():.1f}, "
-               f"of {len(real)} real test images {real_distances.median():.1f}")
-    images = torch.cat([fake[:8], train[indices[:8]]])
-    columns = [f"{distance:.1f}" for distance in distances[:8]]
+               f"of {len(real)} real test images {nearest(real, train)[1].median():.1f}")
     title += ": generated images and the nearest training images"
-    return images_figure(images, title, ["generated", "nearest"], columns, caption)
-
-
-def perturb(G, z, dims, offsets):
-    """Images G(z + offset e_dim) for every dimension and offset; z: (N, latent_dim).
-
-    Returns uint8 images (dims, offsets, N, 28, 28) and the response, (dims, offsets): the mean absolute
-    change of a pixel against G(z), in percent of its range.
-    """
-    moved = z.repeat(len(dims), len(offsets), 1, 1)
-    for i, dim in enumerate(dims):
-        moved[i, :, :, dim] += torch.tensor(offsets)[:, None]
-    images = generate(G, moved.flatten(0, 2)).view(*moved.shape[:3], 28, 28)
-    return images, (images.float() - generate(G, z).float()).abs().mean((2, 3, 4)) / 255 * 100
+    return images_figure(torch.cat([fake[:8], train[indices[:8]]]), title, ["generated", "nearest"],
+                         [f"{distance:.1f}" for distance in distances[:8]], caption)
 
 
 def perturbation_figure(images, response, dims, offsets, title):
     """What `perturb` returns for 8 latent vectors: one panel a dimension, one row an offset."""
-    height = 1.6 + 1.25 * len(dims) * len(offsets)  # higher, and the row labels are cut
+    rows = len(dims) * len(offsets)
+    height = min(17, 2 + 1.1 * rows)
+    fontsize = min(7, 20 * (height - 2) / rows)  # a line of text is lower than a row
     figure = new_figure(height, title + ": one latent dimension at a time, moved by an offset")
     panels = figure.subplots(len(dims), squeeze=False)[:, 0]
     for panel, dim, block, changes in zip(panels, dims, images, response, strict=True):
         labels = [f"z[{dim}] {offset:+g}".replace("-", "\N{MINUS SIGN}") for offset in offsets]
-        panel.xaxis.tick_top()
-        samples = [f"Sample {i}" for i in range(1, 9)] if panel is panels[0] else ()
-        show_images(panel, block.flatten(0, 1), labels, samples)
-        panel.tick_params(axis="x", labelsize=6)
+        show_images(panel, block.flatten(0, 1), labels, fontsize=fontsize)
         right = panel.secondary_yaxis("right")
         right.set_yticks(panel.get_yticks(), [f"{change:.1f}%" for change in changes])
-        right.tick_params(length=0, labelsize=7)
+        right.tick_params(length=0, labelsize=fontsize)
         right.spines[:].set_visible(False)
+    panels[0].set_xticks(np.arange(8) * 30 + 14.5, [f"Sample {i}" for i in range(1, 9)], fontsize=5)
+    panels[0].xaxis.tick_top()
     figure.supxlabel("Right: response, the mean absolute change of a pixel in % of its range", fontsize=7)
     return figure
 
 
-def animation(history, name):
-    """The grid of fixed samples over training, at most 50 PIL images (1 MB), the last epoch among them."""
-    epochs = len(history["samples"])
-    frames = []
-    for epoch in reversed(range(epochs, 0, -math.ceil(epochs / 50))):
-        grid = np.pad(mosaic(history["samples"][epoch - 1]), ((18, 0), (0, 0)), constant_values=255)
-        frame = Image.fromarray(grid)
-        ImageDraw.Draw(frame).text((4, 3), f"{name}, epoch {epoch}", fill=0)
-        frames.append(frame.quantize(16))
-    return frames
+def picture(images, title):
+    """uint8 images (N, 28, 28) in rows of 8 under a title, as a PIL image: quicker than a figure."""
+    image = Image.fromarray(np.pad(mosaic(images), ((18, 0), (0, 0)), constant_values=255))
+    ImageDraw.Draw(image).text((4, 3), title, fill=0)
+    return image
 
 
-def draw_losses(folder, history, name):
-    save(folder / "losses.png", losses_figure(history, name).savefig)
+def draw_training(folder, history, model, epochs):
+    """samples_latest.png, and for these epochs, if any, their grids of samples and the losses."""
+    latest = picture(history.samples[-1], f"{model}, epoch {history.epochs}").resize((960, 1032), 0)
+    save(folder / "samples_latest.png", lambda file: latest.save(file, "PNG", dpi=(200, 200)))
+    for epoch in epochs:
+        figure = images_figure(history.samples[epoch - 1], f"{model}, epoch {epoch}: generated samples")
+        save(folder / f"samples_epoch_{epoch:03d}.png", figure.savefig)
+    if epochs:
+        save(folder / "losses.png", losses_figure(history, model).savefig)
 
 
-def draw_samples(folder, history, name, epoch):
-    figure = images_figure(history["samples"][epoch - 1], f"{name}, epoch {epoch}: generated samples")
-    save(folder / f"samples_epoch_{epoch:03d}.png", figure.savefig)
-
-
-def draw_results(folder, G, history, train, test, name, args):
-    """Every other figure, and the generator's weights alone; train, test: uint8 (N, 1, 28, 28)."""
-    title = f"{name}, epoch {len(history['steps'])}"
-    z = latent_vectors(args.latent_dim)
-    fake, real = generate(G, z), test[:500, 0]
-    images, rows = torch.cat([real[:8], fake[:8]]), ["real", "generated"]
-    figure = images_figure(images, f"{title}: real test images and generated ones", rows)
+def draw_results(folder, history, model, fake, real, train, perturbation):
+    """The other figures of a run. fake, real, train: generated, test and training images, uint8 (N, 28, 28);
+    perturbation: what `perturbation_figure` takes before the title."""
+    title, pairs = f"{model}, epoch {history.epochs}", torch.cat([real[:8], fake[:8]])
+    figure = images_figure(pairs, f"{title}: real test images and generated ones", ["real", "generated"])
     save(folder / "real_vs_generated.png", figure.savefig)
-    figure = nearest_neighbours_figure(fake, real, train[:, 0], title)
-    save(folder / "nearest_neighbours.png", figure.savefig)
-    moved = args.perturb_dims, args.perturb_offsets
-    figure = perturbation_figure(*perturb(G, z[:8], *moved), *moved, title)
-    save(folder / "latent_perturbation.png", figure.savefig)
-    first, *rest = animation(history, name)
-    gif = {"format": "GIF", "save_all": True, "append_images": rest, "loop": 0}
-    gif["duration"] = [100] * len(rest) + [2000]  # milliseconds; the last frame stays
-    save(folder / "training.gif", partial(first.save, **gif))
-    save(folder / "generator.pt", partial(torch.save, G.state_dict()))
+    save(folder / "nearest_neighbours.png", nearest_neighbours_figure(fake, real, train, title).savefig)
+    save(folder / "latent_perturbation.png", perturbation_figure(*perturbation, title).savefig)
+    shown = range(history.epochs, 0, -history.epochs // 50)[::-1]  # at most 50, the last epoch among them
+    first, *rest = (picture(history.samples[epoch - 1], f"{model}, epoch {epoch}") for epoch in shown)
+    durations = [100] * len(rest) + [2000]  # milliseconds
+    save(folder / "training.gif", lambda file: first.save(
+        file, "GIF", save_all=True, append_images=rest, loop=0, duration=durations))
 
 
-# ------------------------------------------------------------------------------ command line
+# -------------------------------------------------------------------------- files and checkpoints
+
+RESULTS = ("losses.png", "samples_epoch_*.png", "real_vs_generated.png", "nearest_neighbours.png",
+           "latent_perturbation.png", "training.gif", "generator.pt")
+PARTIAL = ".partial-"  # what names begin with while their files are being written
+SOFTWARE = "GAN and DCGAN on FashionMNIST"  # what the PNGs of --images say that they are from
 
 
-def number(kind, low, high=math.inf):
-    """A parser, for argparse, of numbers of that kind from `low` to below `high`."""
-    def parse(text):
-        value = kind(text)
-        if not low <= value < high:
-            below = f" and below {high}" if high < math.inf else ""
-            raise argparse.ArgumentTypeError(f"{text} is not at least {low}{below}")
-        return value
+@dataclass
+class History:
+    """What is known of every epoch; D_loss, G_loss, D_x and D_G_z are (epochs, steps)."""
 
-    parse.__name__ = {int: "whole number", float: "number"}[kind]
-    return parse
+    D_loss: torch.Tensor
+    G_loss: torch.Tensor
+    D_x: torch.Tensor
+    D_G_z: torch.Tensor
+    samples: torch.Tensor  # uint8 (epochs, 64, 28, 28), of the same latent vectors
+    seconds: list
+    settings_json: str
+
+    @property
+    def epochs(self):
+        return len(self.seconds)
+
+    def append(self, losses, samples, seconds):
+        for name, values in {**losses, "samples": samples}.items():
+            setattr(self, name, torch.cat([getattr(self, name), values[None]]))
+        self.seconds.append(seconds)
+
+
+def save(path, save_to, needed=False):
+    """Write what save_to(file) writes, whole or not at all: first under another name, then in the place of
+    what is there. A file that cannot be written, because a spreadsheet holds it open, say, costs a word and
+    not the run; with `needed`, UserError."""
+    buffer = io.BytesIO()  # not the file: torch.save hides what a disk says
+    save_to(buffer)
+    part = path.with_name(PARTIAL + path.name)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(part, "wb") as file:
+            file.write(buffer.getbuffer())
+            file.flush()
+            with contextlib.suppress(OSError):  # some network drives cannot
+                os.fsync(file.fileno())
+        for wait in (0.1, 0.3, 1):  # on Windows a virus scanner may hold a new file for a moment
+            with contextlib.suppress(PermissionError):
+                return os.replace(part, path)
+            time.sleep(wait)
+        os.replace(part, path)
+    except OSError as error:
+        message = f"{path} could not be written: {error.strerror}; what was there before is intact"
+        if needed:
+            raise UserError(message) from error
+        say(message)
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(folder):
+    """Make the folder, keep other runs out of it, and remove what a killed one left half-written. Raises
+    OSError when it cannot be written, UserError when another run is at it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as lock:
+        try:
+            import fcntl
+
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{folder} is in use by another run: wait, or give another --outputs") from None
+        except (ImportError, OSError):
+            pass  # Windows and some network drives have no such locks
+        for leftover in folder.glob(PARTIAL + "*"):
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        yield
+
+
+def remove_results(folder):
+    """Remove the figures of the run before this one."""
+    for path in (path for pattern in RESULTS for path in folder.glob(pattern)):
+        with contextlib.suppress(OSError):
+            path.unlink()
+    if not foreign_images(folder / "images"):
+        shutil.rmtree(folder / "images", ignore_errors=True)
+
+
+def save_tables(folder, history):
+    """history.csv: a row an epoch, means and deviations over its steps; and settings.json."""
+    columns = {"epoch": range(1, history.epochs + 1)}
+    for name in ("D_loss", "G_loss", "D_x", "D_G_z"):
+        steps = getattr(history, name)
+        columns |= {f"{name}_mean": steps.mean(1), f"{name}_std": steps.std(1, correction=0)}
+    columns["seconds"] = history.seconds
+    table, formats = np.column_stack(list(columns.values())), ["%d", *["%.6f"] * 8, "%.2f"]
+    save(folder / "history.csv", lambda file: np.savetxt(
+        file, table, formats, delimiter=",", header=",".join(columns), comments=""))
+    save(folder / "settings.json", lambda file: file.write(history.settings_json.encode()))
+
+
+def save_checkpoint(folder, training, history, settings):
+    """Everything needed to go on; the random numbers follow from the seed and the number of epochs."""
+    states = {part: value.state_dict() for part, value in vars(training).items()}
+    checkpoint = {**states, "layers": layers_of(training), "settings": settings, "history": vars(history)}
+    save(folder / "checkpoint.pt", lambda file: torch.save(checkpoint, file), needed=True)
+
+
+def layers_of(training):
+    """{name: what it prints} of every layer of both networks."""
+    return {f"{network}.{name}": str(layer) for network in ("G", "D")
+            for name, layer in getattr(training, network).named_modules() if not list(layer.children())}
+
+
+def read_checkpoint(path):
+    """What torch.save wrote to `path`; no code in it is run. Raises whatever reading a bad file raises."""
+    with zipfile.ZipFile(path) as archive:
+        if archive.testzip():  # torch.load does not look at the checksums
+            raise ValueError("wrong checksum")
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def load_checkpoint(path, training, settings):
+    """Put the checkpoint at `path` into `training`; returns its History. Raises UserError when it is of other
+    settings, of another network, or damaged."""
+    way_out = "start over with --fresh, or give another --outputs"
+    try:
+        checkpoint = read_checkpoint(path)
+        for kind, now in (("settings", settings), ("layers", layers_of(training))):
+            before = checkpoint[kind]
+            pairs = {key: (before.get(key, "unknown"), now.get(key, "unknown")) for key in before | now}
+            changes = "; ".join(f"{key} was {was}, is now {new}" for key, (was, new) in pairs.items() if was != new)
+            if changes:
+                raise UserError(f"{path} is of a run with other {kind} ({changes}): undo that, {way_out}")
+        for part, value in vars(training).items():
+            value.load_state_dict(checkpoint[part])
+        history = History(**checkpoint["history"])
+        assert len(history.D_loss) == len(history.samples) == history.epochs, "its history is incomplete"
+        return history
+    except UserError:
+        raise
+    except Exception as error:  # whatever Python and torch make of a bad file
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UserError(f"{path} is damaged or not ours ({reason}): {way_out}") from error
+
+
+def foreign_images(folder):
+    """The files in `folder` that `save_images` has not written; hidden ones do not count."""
+    return [path for path in folder.glob("[!.]*") if SOFTWARE.encode() not in path.read_bytes()]
+
+
+def save_images(folder, G, count, latent_dim):
+    """Put `count` generated images, 28x28, into `folder`, 00000.png and so on, instead of those in it."""
+    part, tag = folder.with_name(PARTIAL + folder.name), PngInfo()
+    part.mkdir()
+    tag.add_text("Software", SOFTWARE)
+    random = torch.Generator().manual_seed(2016)
+    for start in tqdm(range(0, count, 100), "images", unit_scale=100, mininterval=1):
+        images = generate(G, torch.randn(100, latent_dim, generator=random))
+        for number, image in enumerate(images[: count - start], start):
+            Image.fromarray(image.numpy()).save(part / f"{number:05d}.png", pnginfo=tag)
+    if folder.exists():
+        shutil.rmtree(folder)
+    part.rename(folder)
+
+
+# ------------------------------------------------------------------------------- command line
+
+
+@functools.cache  # nothing is said twice
+def say(message):
+    """A line that is no error, beside the progress bar."""
+    tqdm.write(message, file=sys.stderr)
+
+
+def progress_bar(done, epochs, steps):
+    layout = "{n:.1f}/{total:.0f}{postfix} left {remaining} {bar}"  # 80 columns show all but the bar
+    interval = 1 if sys.stderr.isatty() else 30  # seconds: a log file need not have every update
+    return tqdm(initial=done * steps, total=epochs * steps, unit_scale=1 / steps, bar_format=layout,
+                mininterval=interval, dynamic_ncols=True)
+
+
+def check_losses(history):
+    """Raise UserError when a loss of the last epoch is not finite; say so when they have run away."""
+    way_out = "a lower --learning-rate or --precision float32, with --fresh, may help"
+    losses = torch.stack([history.D_loss, history.G_loss]).mean(2).amax(0)  # (epochs,)
+    if not losses[-1].isfinite():
+        raise UserError(f"epoch {history.epochs}: a loss is not finite; the epochs before are kept; {way_out}")
+    if losses[-1] > 20 and not (losses[:-1] > 20).any():
+        say(f"warning: the losses have run away, to {losses[-1]:.3g} in epoch {history.epochs}: {way_out}")
+
+
+def choose_device(name):
+    """The torch.device of that name, once it has computed something; "auto": CUDA, else Apple's MPS, else the
+    CPU. Raises OptionError when it is not there, UserError when it cannot compute."""
+    available = ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available() + ["cpu"]
+    if name not in ("auto", *available):
+        raise OptionError(f"--device {name}: not on this machine, only {', '.join(available)}")
+    device = available[0] if name == "auto" else name
+    try:
+        F.conv2d(torch.ones(2, 1, 8, 8, device=device), torch.ones(4, 1, 3, 3, device=device)).sum().item()
+        return torch.device(device)
+    except Exception as error:  # a card that is busy, or too old for this PyTorch
+        message = f"{device} cannot compute ({str(error).splitlines()[0]})"
+        if name != "auto":
+            raise UserError(f"--device {name}: {message}: try --device cpu") from error
+        say(f"{message}: going on with the CPU")
+        return torch.device("cpu")
+
+
+def choose_dtype(precision, device):
+    """The type to compute in; "auto" is bfloat16 only where the hardware multiplies it faster."""
+    if precision != "auto":
+        return getattr(torch, precision)
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        cpu = torch.cpu.get_capabilities()
+        fast = device.type == "cpu" and (cpu.get("amx_bf16") or cpu.get("avx512_bf16"))
+    return torch.bfloat16 if fast else torch.float32
+
+
+def use_the_cpu_well():
+    """No more threads than a container's quota has processors, and freed memory kept for the next step."""
+    with contextlib.suppress(OSError, ValueError):  # no quota
+        quota, period = map(int, Path("/sys/fs/cgroup/cpu.max").read_text().split())
+        torch.set_num_threads(min(torch.get_num_threads(), max(1, quota // period)))
+    with contextlib.suppress(OSError, AttributeError):  # not glibc
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+        mallopt(-3, 2**30)  # M_MMAP_THRESHOLD
+        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
 def parse_arguments(name, argv=None):
     """The command line of both scripts. Exits with status 2 and one line when it is wrong."""
     parser = argparse.ArgumentParser(
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         description=f"Train the {name} on FashionMNIST and draw its figures into OUTPUTS/{name.lower()}/. "
-        "An unfinished run is continued, a finished one redrawn.")
+        "An unfinished run is continued, a finished one redrawn. In parentheses: what is taken by default.")
     parser.error = lambda message: parser.exit(2, f"{parser.prog}: error: {message} (see --help)\n")
-    whole, folder = {"type": number(int, 1), "metavar": "N"}, {"type": Path, "metavar": "FOLDER"}
-
-    add = parser.add_argument_group("this run").add_argument
-    add("--epochs", **whole, default=200, help="train up to this epoch")
-    add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="auto: GPU if there is one")
-    add("--data", **folder, default="data", help="where the images are, or are to be put")
-    add("--outputs", **folder, default="outputs", help="where all results are put")
-    add("--fresh", action="store_true", default=argparse.SUPPRESS, help="start over instead of continuing")
-
-    add = parser.add_argument_group("training (to continue a run, give the same)").add_argument
-    add("--batch-size", type=number(int, 2), metavar="N", default=128, help="images per step")
-    add("--learning-rate", type=number(float, 1e-9, 1), metavar="R", default=1e-3, help="of both Adams")
-    add("--ema-decay", type=number(float, 0, 1), metavar="D", default=0.9999, help="of G's moving average")
-    add("--latent-dim", **whole, default=100, help="length of the latent vector z")
-    add("--seed", type=number(int, 0, 2**32), metavar="N", default=0, help="of all random numbers")
-    add("--precision", choices=("auto", "float32", "bfloat16"), default="auto",
-        help="auto: bfloat16 where the hardware has it")
-    add("--limit", **whole, default=argparse.SUPPRESS, help="the first N images only (default: all)")
-
-    add = parser.add_argument_group("figures").add_argument
-    add("--sample-every", **whole, default=50, help="epochs between sample grids")
-    add("--perturb-dims", type=number(int, 0), nargs="+", metavar="DIM", default=argparse.SUPPRESS,
-        help="dimensions of z to move, counted from 0 (default: five spread over z)")
-    add("--perturb-offsets", type=number(float, -1000, 1000), nargs="+", metavar="X",
-        default=[-4.0, 0.0, 4.0], help="by how much to move them; z is drawn from N(0, 1)")
-
-    args = parser.parse_args(argv, argparse.Namespace(limit=None, perturb_dims=None, fresh=False))
+    folder, choice = {"type": lambda text: Path(text).expanduser()}, {"default": "auto"}
+    add = parser.add_argument
+    add("--data", **folder, default="data", help="folder with the images, or for them (%(default)s)")
+    add("--outputs", **folder, default="outputs", help="folder for all results (%(default)s)")
+    add("--fresh", action="store_true", help="start over instead of continuing")
+    add("--epochs", type=int, default=200, help="train up to this epoch (%(default)s)")
+    add("--device", choices=("auto", "cpu", "cuda", "mps"), **choice, help="auto: a GPU if there is one")
+    add("--precision", choices=("auto", "float32", "bfloat16"), **choice, help="auto: what the device is fast in")
+    add("--batch-size", type=int, default=128, help="images per step (%(default)s)")
+    add("--learning-rate", type=float, default=1e-3, help="of both networks (%(default)s)")
+    add("--r1-gamma", type=float, default=1.0, help="weight of the R1 penalty, 0: none (%(default)s)")
+    add("--latent-dim", type=int, default=100, help="length of the latent vector z (%(default)s)")
+    add("--seed", type=int, default=0, help="of all random numbers (%(default)s)")
+    add("--limit", type=int, default=60_000, help="train on the first images only (%(default)s)")
+    add("--sample-every", type=int, default=50, help="epochs between sample grids (%(default)s)")
+    add("--perturb-dims", type=int, nargs="+", help="dimensions of z to move, from 0 (five spread over z)")
+    add("--perturb-offsets", type=float, nargs="+", default=[-4.0, 0.0, 4.0], help="by how much (-4 0 4)")
+    add("--images", type=int, default=0, help="write so many generated images as PNGs (%(default)s)")
+    # Before Python 3.14 argparse takes -1e-1 for an option; with a space in front it is a number.
+    argv = sys.argv[1:] if argv is None else argv
+    args = parser.parse_args([re.sub(r"^-(?=[\d.])", " -", text) for text in argv])
+    last = args.latent_dim - 1
     if args.perturb_dims is None:
-        args.perturb_dims = sorted({round(i * (args.latent_dim - 1) / 4) for i in range(5)})
-    if max(args.perturb_dims) >= args.latent_dim:
-        outside, last = max(args.perturb_dims), args.latent_dim - 1
-        parser.error(f"argument --perturb-dims: {outside} is outside the latent vector, 0 to {last}")
+        args.perturb_dims = sorted({round(i * last / 4) for i in range(5)})
+    for option, lowest, highest in (
+        ("epochs", 1, 1e9), ("batch_size", 2, 60_000), ("learning_rate", 1e-9, 1), ("r1_gamma", 0, 1e9),
+        ("latent_dim", 1, 1e6), ("seed", 0, 2**32), ("limit", 1, 60_000), ("sample_every", 1, 1e9),
+        ("perturb_dims", 0, last), ("perturb_offsets", -1000, 1000), ("images", 0, 1e6),
+    ):
+        for value in np.ravel(getattr(args, option)).tolist():
+            if not lowest <= value <= highest:
+                shown = f"--{option.replace('_', '-')}: {value} is not between {lowest:g} and {highest:g}"
+                parser.error(f"argument {shown}")
+    if len(args.perturb_dims) * len(args.perturb_offsets) > 40:
+        parser.error("argument --perturb-dims: with the offsets more than the 40 rows that a page holds")
     return args
+
+
+def describe(args, device, dtype, training):
+    """settings.json: every option, and what else the numbers depend on."""
+    parameters = {network: sum(p.numel() for p in getattr(training, network).parameters()) for network in "GD"}
+    facts = {"options": vars(args), "device": device, "precision": dtype, "threads": torch.get_num_threads(),
+             "processor": torch.backends.cpu.get_cpu_capability(), "torch": torch.__version__,
+             "python": sys.version.split()[0], "parameters": parameters}
+    return json.dumps(facts, default=str, indent=2)
 
 
 def run(name, Generator, Discriminator, args):
     """Train, continue or only redraw the model as `args` say, and draw every figure."""
+    if args.data.is_file():
+        raise UserError(f"--data {args.data} is a file: give a folder, of the images or for them")
     device = choose_device(args.device)
     dtype = choose_dtype(args.precision, device)
-    train = load_fashion_mnist(args.data, "train")[0][: args.limit]
-    test = load_fashion_mnist(args.data, "test")[0]
-    steps = len(train) // args.batch_size
+    train_images, test_images = load_fashion_mnist(args.data)
+    train_images = train_images[: args.limit]
+    steps = len(train_images) // args.batch_size
     if steps == 0:
-        raise OptionError(f"--batch-size {args.batch_size}: more than the {len(train)} images")
-
-    keep_freed_memory()  # from here on: not what reading the files has freed
-    kept = ("batch_size", "learning_rate", "ema_decay", "latent_dim", "seed", "precision", "limit")
+        raise OptionError(f"--batch-size {args.batch_size}: more than the {len(train_images)} images")
+    use_the_cpu_well()
+    kept = ("batch_size", "learning_rate", "r1_gamma", "latent_dim", "seed", "precision", "limit")
     settings = {"model": name, **{key: getattr(args, key) for key in kept}}
     training = new_training(Generator, Discriminator, settings, device)
     folder = args.outputs / name.lower()
-    checkpoint = folder / "checkpoint.pt"
-    with sole_use(folder):
-        if checkpoint.exists() and not args.fresh:
-            history = load_checkpoint(checkpoint, training, settings, steps)
-        else:  # of every epoch: what each step returned, the fixed samples, the seconds of training
-            samples = torch.empty(0, 64, 28, 28, dtype=torch.uint8)
-            history = {"steps": torch.empty(0, steps, 4), "samples": samples, "seconds": []}
-        done = len(history["steps"])
-        epochs = max(done, args.epochs)
-        start = f"{name} on {device} in {dtype}, {len(train):,} images, {done} of {epochs} epochs done"
-        print(start, flush=True)
+    with locked(folder):
+        if args.images and (foreign := foreign_images(folder / "images")):
+            raise UserError(f"{foreign[0]} is not an image of ours: move it, or give another --outputs")
+        samples = torch.empty(0, 64, 28, 28, dtype=torch.uint8)
+        history = History(*torch.empty(4, 0, steps), samples, seconds=[], settings_json="")
+        if (folder / "checkpoint.pt").exists() and not args.fresh:
+            history = load_checkpoint(folder / "checkpoint.pt", training, settings)
+        epochs = max(history.epochs, args.epochs)
+        print(f"{name} on {device} in {dtype}, {len(train_images):,} images, "
+              f"{history.epochs} of {epochs} epochs done", flush=True)
+        if history.epochs < epochs:
+            history.settings_json = describe(args, device, dtype, training)
+        try:
+            train(training, history, train_images.to(device), epochs, settings, dtype, folder, args.sample_every)
+        except KeyboardInterrupt:
+            again = "the same command without --fresh" if args.fresh else "the same command"
+            raise KeyboardInterrupt(
+                f"stopped after epoch {history.epochs}: {again} goes on; with --epochs {history.epochs} "
+                "it draws the figures of what is there" if history.epochs else
+                "stopped before the end of the first epoch: the same command starts again") from None
 
-        for epoch, record in train_epochs(training, train.to(device), done, epochs, settings, dtype):
-            samples = generate(training["averaged"].module, latent_vectors(args.latent_dim)[:64])
-            history["steps"] = torch.cat([history["steps"], record["steps"][None]])
-            history["samples"] = torch.cat([history["samples"], samples[None]])
-            history["seconds"].append(record["seconds"])
-            # Everything needed to go on: the random state is that of the seed and of the epochs done.
-            states = {part: training[part].state_dict() for part in training}
-            save(checkpoint, partial(torch.save, {**states, "history": history, "settings": settings}))
-            if args.fresh and epoch == 1:  # the figures of the run before go only now
-                for stale in (stale for pattern in FIGURES for stale in folder.glob(pattern)):
-                    stale.unlink()
-            save_history(folder / "history.csv", history)
-            if epoch % args.sample_every == 0:
-                draw_losses(folder, history, name)
-                draw_samples(folder, history, name, epoch)
-
-        save_history(folder / "history.csv", history)
-        for epoch in sorted({*range(args.sample_every, epochs, args.sample_every), epochs}):
-            draw_samples(folder, history, name, epoch)
-        draw_losses(folder, history, name)
-        draw_results(folder, training["averaged"].module, history, train, test, name, args)
+        z, moved = latent_vectors(args.latent_dim), (args.perturb_dims, args.perturb_offsets)
+        fake, perturbed = generate(training.G_ema, z), perturb(training.G_ema, z[:8], *moved)
+        draw_training(folder, history, name, sorted({*range(args.sample_every, epochs, args.sample_every), epochs}))
+        draw_results(folder, history, name, fake, test_images[:500, 0], train_images[:, 0], (*perturbed, *moved))
+        weights = {key: value.cpu() for key, value in training.G_ema.state_dict().items()}
+        save(folder / "generator.pt", lambda file: torch.save(weights, file))
+        if args.images:
+            save_images(folder / "images", training.G_ema, args.images, args.latent_dim)
     print(f"figures in {folder}")
+
+
+@contextlib.contextmanager
+def errors_for_people():
+    """Turn what stops a run into one line and an exit status, and let no terminal and none of the user's
+    matplotlib settings stop or change one."""
+    sys.stdout, sys.stderr = sys.stdout or open(os.devnull, "w"), sys.stderr or open(os.devnull, "w")
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a notebook's has not
+            stream.reconfigure(errors="backslashreplace")
+    with contextlib.suppress(ValueError):  # not in the main thread
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends a run as Ctrl-C does
+    try:
+        with matplotlib.style.context("default"):
+            yield
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, OptionError) else 1)
+    except KeyboardInterrupt as stop:
+        print(str(stop) or "stopped", file=sys.stderr)
+        sys.exit(130)  # as shells have it for Ctrl-C
+    except (MemoryError, RuntimeError) as error:
+        if not re.search("out of memory|allocate memory|CUDA error|busy|MemoryError", repr(error)):
+            raise  # a mistake in the code, which its traceback shows
+        sys.exit(f"error: {error}".splitlines()[0] + ": try --device cpu or a smaller --batch-size")
 
 
 def main(name, Generator, Discriminator, argv=None):
     """Run a script's command line; `name` is the model's, for titles and the folder."""
     args = parse_arguments(name, argv)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends a run as Ctrl-C does
-    try:
+    with errors_for_people():
         run(name, Generator, Discriminator, args)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, OptionError) else 1)
-    except KeyboardInterrupt:
-        again = "the same command without --fresh" if args.fresh else "the same command"
-        print(f"stopped: {again} goes on after the last finished epoch", file=sys.stderr)
-        sys.exit(130)  # as shells have it for Ctrl-C
