@@ -1,7 +1,7 @@
-"""What gan.py and dcgan.py share, in the order of a run: FashionMNIST, training, figures, files, command line.
+"""What gan.py and dcgan.py share: FashionMNIST, training, figures, files, command line.
 
-In the names, as in the papers: z latent vectors, x images, G generator, D discriminator. G_ema is the moving
-average of G; every image that is shown is drawn from it.
+In the names, as in the papers: z latent vectors, x images, G generator, D discriminator. G_ema is the
+moving average of G; every image that is shown is drawn from it.
 """
 
 import argparse
@@ -68,8 +68,8 @@ TIMEOUT = 20  # seconds without an answer from the network
 def load_fashion_mnist(data, kind="images"):
     """Training and test set (Xiao et al. 2017), from the first source that has both undamaged.
 
-    kind: "images", uint8 (60,000, 1, 28, 28) and (10,000, 1, 28, 28) in 0..255, or "labels", uint8 (60,000,)
-    and (10,000,) in 0..9. Raises UserError, with a line a source, when none has them.
+    kind: "images", uint8 (60,000, 1, 28, 28) and (10,000, 1, 28, 28), or "labels", uint8 (60,000,) and
+    (10,000,) in 0..9. Raises UserError, with a line a source, when none has them.
     """
     wanted, found, failures = [name for name in SHA256 if kind in name], {}, []
     with tempfile.TemporaryDirectory() as temporary:
@@ -95,7 +95,8 @@ def load_fashion_mnist(data, kind="images"):
 def verified_files(folder):
     """{name: unpacked bytes} of FashionMNIST's files anywhere in `folder`, whatever they are called there."""
     names, found = {digest: name for name, digest in SHA256.items()}, {}
-    for path in (Path(root, file) for root, _, files in os.walk(folder, followlinks=True) for file in files):
+    walk = os.walk(folder, followlinks=True)
+    for path in (Path(root, file) for root, _, files in walk for file in files):
         content = b""
         with contextlib.suppress(Exception):  # unreadable or cut short
             content = read_idx(path) if path.is_file() else b""
@@ -124,8 +125,8 @@ def fetch(source, folder):
     else:
         apt = (f"apt-get -qq -oDir::State={folder} -oDir::State::status=/var/lib/dpkg/status "
                f"-oDir::Cache={folder} -oAcquire::http::Timeout={TIMEOUT}")
-        subprocess.run(f"{apt} update && {apt} download {source} && dpkg-deb -x *.deb .", shell=True, cwd=folder,
-                       check=True, capture_output=True, text=True, timeout=300)
+        subprocess.run(f"{apt} update && {apt} download {source} && dpkg-deb -x *.deb .", shell=True,
+                       cwd=folder, check=True, capture_output=True, text=True, timeout=300)
     return folder
 
 
@@ -154,7 +155,7 @@ def new_training(Generator, Discriminator, settings, device):
     if any(isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d) for layer in D.modules()):
         raise UserError("the discriminator has a BatchNorm, which would mix the statistics of real and fake "
                         "images: take it out, or give real and fake a pass each in common.train_step")
-    # No momentum (beta 1 = 0; the DCGAN paper has 0.5): each network moves what the other aims at.
+    # No momentum (beta 1 is 0; in the DCGAN paper 0.5): each network moves what the other aims at.
     G_optimizer, D_optimizer = (
         torch.optim.Adam(network.parameters(), settings["learning_rate"], betas=(0.0, 0.999), fused=on_cpu)
         for network in (G, D))
@@ -162,7 +163,7 @@ def new_training(Generator, Discriminator, settings, device):
 
 
 def r1_penalty(D, x):
-    """1/2 E |grad D(x)|^2, of the logit of D at real images x (Mescheder et al. 2018, arXiv:1801.04406)."""
+    """1/2 E |grad D(x)|^2, of D's logit at real images x: R1 (Mescheder et al. 2018, arXiv:1801.04406)."""
     x = x.detach().requires_grad_()
     (gradient,) = torch.autograd.grad(D(x).sum(), x, create_graph=True)
     return gradient.square().sum((1, 2, 3)).mean() / 2
@@ -171,16 +172,16 @@ def r1_penalty(D, x):
 def train_step(training, real, z, r1_gamma, dtype):
     """One iteration of Algorithm 1 of Goodfellow et al. (2014), with k = 1.
 
-    real: images (N, 1, 28, 28) in [-1, 1]; z: latent vectors (N, latent_dim); r1_gamma: weight of the penalty,
-    0 for a step without it. Returns, as scalars, D_loss, G_loss, D_x and D_G_z, the means of D(x) and D(G(z)).
-    D_loss is the mean over real and fake images, so that it is ln 2, as G_loss is, when D cannot tell them
-    apart; the penalty is not counted in it.
+    real: images (N, 1, 28, 28) in [-1, 1]; z: latent vectors (N, latent_dim); r1_gamma: the weight of the
+    penalty, 0 for a step without it. Returns scalars: D_loss, G_loss, and the means of D(x) and D(G(z)).
+    D_loss is the mean over real and fake images, so that it is ln 2, as G_loss is, when D cannot tell
+    them apart; it is without the penalty.
     """
     G, D = training.G, training.D
     autocast = torch.autocast(real.device.type, dtype, enabled=dtype is not torch.float32)
 
-    # Discriminator: ascend log D(x) + log(1 - D(G(z))). With D = sigmoid(logit), -log D is softplus(-logit)
-    # and -log(1 - D) is softplus(logit). D has no BatchNorm: one pass over real and fake is the same as two.
+    # Discriminator: ascend log D(x) + log(1 - D(G(z))), with -log D = softplus(-logit) and
+    # -log(1 - D) = softplus(logit). D has no BatchNorm, so one pass over real and fake is the same as two.
     with autocast:
         fake = G(z)
         logits = D(torch.cat([real, fake.detach()])).float()
@@ -191,8 +192,8 @@ def train_step(training, real, z, r1_gamma, dtype):
     (D_loss + penalty).backward()
     training.D_optimizer.step()
 
-    # Generator, against the discriminator just updated: ascend log D(G(z)), the paper's non-saturating form.
-    # The z is the same: to compute G(z) again for a fresh one takes longer and gains nothing.
+    # Generator, against the discriminator just updated: ascend log D(G(z)), the non-saturating form, with
+    # the same z: another G(z) would take longer and gain nothing.
     D.requires_grad_(False)
     with autocast:
         logits = D(fake).float()
@@ -202,7 +203,8 @@ def train_step(training, real, z, r1_gamma, dtype):
     training.G_optimizer.step()
     D.requires_grad_(True)
     D_x, D_G_z = real_logits.sigmoid().mean(), fake_logits.sigmoid().mean()
-    return {"D_loss": D_loss.detach(), "G_loss": G_loss.detach(), "D_x": D_x.detach(), "D_G_z": D_G_z.detach()}
+    losses = {"D_loss": D_loss, "G_loss": G_loss, "D_x": D_x, "D_G_z": D_G_z}
+    return {name: value.detach() for name, value in losses.items()}
 
 
 @torch.no_grad()
@@ -225,11 +227,8 @@ def scale(images):
 
 
 def train_epoch(training, images, epoch, settings, dtype, progress):
-    """Train on every image once, in batches (an incomplete last one is left out for this epoch).
-
-    images: uint8 (N, 1, 28, 28) on the device; epoch: from 1; progress(): called after every batch.
-    Returns what the steps returned, by name, (steps,) each, on the CPU.
-    """
+    """Train on every image once, in batches (an incomplete last one is left out). epoch: from 1.
+    Returns what the steps returned, (steps,) each, on the CPU."""
     # The random numbers of an epoch depend on its number alone, so a continued run has the same.
     torch.manual_seed(settings["seed"] * 1_000_000 + epoch)
     training.G.train(), training.D.train()
@@ -256,11 +255,11 @@ def train(training, history, images, epochs, settings, dtype, folder, sample_eve
             losses = train_epoch(training, images, epoch, settings, dtype, bar.update)
             calibrate_batch_norm(training.G_ema, settings["latent_dim"])
             seconds = time.perf_counter() - start
+            check_losses(losses, epoch)
             history.append(losses, generate(training.G_ema, z), seconds)
-            check_losses(history)
             save_checkpoint(folder, training, history, settings)
             if epoch == 1:  # only now, what a run before this one left
-                remove_results(folder)
+                remove(folder, *RESULTS)
             save_tables(folder, history)
             due = [epoch] if epoch % sample_every == 0 else []
             draw_training(folder, history, settings["model"], due)
@@ -323,7 +322,8 @@ def show_images(axes, images, row_labels=(), column_labels=(), fontsize=7):
 def losses_figure(history, model):
     """Both losses over training: every iteration thin, the mean of each epoch bold."""
     epochs, steps = history.D_loss.shape
-    figure = new_figure(7.5, f"{model}: losses over {epochs} epochs (thin: every iteration; bold: epoch mean)")
+    title = f"{model}: losses over {epochs} epochs (thin: every iteration; bold: epoch mean)"
+    figure = new_figure(7.5, title)
     axes = figure.subplots()
     curves = ((history.D_loss, "Discriminator", "tab:blue", "-", 2),  # the narrower band, so in front
               (history.G_loss, "Generator", "tab:orange", "--", 1))  # dashed, for print in black and white
@@ -331,7 +331,8 @@ def losses_figure(history, model):
         iterations, middles = np.arange(1, epochs * steps + 1) / steps, np.arange(epochs) + 0.5
         axes.plot(iterations, losses.flatten(), color=colour, linewidth=0.3, alpha=0.35, zorder=order)
         marker = "o" if epochs == 1 else ""  # one point makes no line
-        axes.plot(middles, losses.mean(1), style, color=colour, linewidth=1.6, marker=marker, label=label, zorder=3)
+        axes.plot(middles, losses.mean(1), style, color=colour, linewidth=1.6, marker=marker, label=label,
+                  zorder=3)
     axes.axhline(np.log(2), color="black", linewidth=0.8, linestyle=":", label="ln 2: D is undecided")
     axes.set_xlim(0, epochs)
     axes.xaxis.get_major_locator().set_params(integer=True)
@@ -353,16 +354,16 @@ def images_figure(images, title, row_labels=(), column_labels=(), caption=None):
 
 
 def nearest(images, others):
-    """For each uint8 image (N, 28, 28) the index of its nearest among `others` (M, 28, 28), and the distance,
-    (N,) both: the root mean square difference of their pixels, in grey levels of 0 to 255."""
+    """For each uint8 image (N, 28, 28) the index of its nearest among `others` (M, 28, 28), and the
+    distance, both (N,): the root mean square difference of pixels, in grey levels of 0 to 255."""
     parts = (part.flatten(1).float() for part in others.split(5000))  # all at once take much memory
     distances = torch.cat([torch.cdist(images.flatten(1).float(), part) for part in parts], 1) / 28
     return distances.argmin(1), distances.amin(1)
 
 
 def nearest_neighbours_figure(fake, real, train, title):
-    """The first 8 generated images over their nearest training images, and the median distance of all: a
-    generator that had learned its data by heart would lie far below real test images."""
+    """The first 8 generated images over their nearest training images, and the median distance of all:
+    a generator that had learned its data by heart would lie far below real test images."""
     indices, distances = nearest(fake, train)
     caption = ("Distance (root mean square difference in grey levels of 0 to 255)\n"
                f"Median of {len(fake)} generated images {distances.median():.1f}, "
@@ -411,14 +412,14 @@ def draw_training(folder, history, model, epochs):
 
 
 def draw_results(folder, history, model, fake, real, train, perturbation):
-    """The other figures of a run. fake, real, train: generated, test and training images, uint8 (N, 28, 28);
+    """The other figures. fake, real, train: generated, test and training images, uint8 (N, 28, 28);
     perturbation: what `perturbation_figure` takes before the title."""
     title, pairs = f"{model}, epoch {history.epochs}", torch.cat([real[:8], fake[:8]])
-    figure = images_figure(pairs, f"{title}: real test images and generated ones", ["real", "generated"])
-    save(folder / "real_vs_generated.png", figure.savefig)
+    beside = images_figure(pairs, f"{title}: real test images and generated ones", ["real", "generated"])
+    save(folder / "real_vs_generated.png", beside.savefig)
     save(folder / "nearest_neighbours.png", nearest_neighbours_figure(fake, real, train, title).savefig)
     save(folder / "latent_perturbation.png", perturbation_figure(*perturbation, title).savefig)
-    shown = range(history.epochs, 0, -history.epochs // 50)[::-1]  # at most 50, the last epoch among them
+    shown = range(history.epochs, 0, -history.epochs // 50)[::-1]  # at most 50, among them the last
     first, *rest = (picture(history.samples[epoch - 1], f"{model}, epoch {epoch}") for epoch in shown)
     durations = [100] * len(rest) + [2000]  # milliseconds
     save(folder / "training.gif", lambda file: first.save(
@@ -428,22 +429,22 @@ def draw_results(folder, history, model, fake, real, train, perturbation):
 # -------------------------------------------------------------------------- files and checkpoints
 
 RESULTS = ("losses.png", "samples_epoch_*.png", "real_vs_generated.png", "nearest_neighbours.png",
-           "latent_perturbation.png", "training.gif", "generator.pt")
+           "latent_perturbation.png", "training.gif", "generator.pt", "images")
 PARTIAL = ".partial-"  # what names begin with while their files are being written
 SOFTWARE = "GAN and DCGAN on FashionMNIST"  # what the PNGs of --images say that they are from
 
 
 @dataclass
 class History:
-    """What is known of every epoch; D_loss, G_loss, D_x and D_G_z are (epochs, steps)."""
+    """What is known of every epoch, and the text of settings.json."""
 
-    D_loss: torch.Tensor
+    D_loss: torch.Tensor  # (epochs, steps), and so are the next three
     G_loss: torch.Tensor
     D_x: torch.Tensor
     D_G_z: torch.Tensor
-    samples: torch.Tensor  # uint8 (epochs, 64, 28, 28), of the same latent vectors
+    samples: torch.Tensor  # uint8 (epochs, 64, 28, 28), from the same latent vectors
     seconds: list
-    settings_json: str
+    settings: str
 
     @property
     def epochs(self):
@@ -456,17 +457,14 @@ class History:
 
 
 def save(path, save_to, needed=False):
-    """Write what save_to(file) writes, whole or not at all: first under another name, then in the place of
-    what is there. A file that cannot be written, because a spreadsheet holds it open, say, costs a word and
-    not the run; with `needed`, UserError."""
-    buffer = io.BytesIO()  # not the file: torch.save hides what a disk says
-    save_to(buffer)
-    part = path.with_name(PARTIAL + path.name)
+    """Write what save_to(file) writes, whole or not at all, by way of another name. A file that cannot be
+    written, as a spreadsheet holds it open, say, costs a word and not the run; if `needed`, UserError."""
+    buffer, part = io.BytesIO(), path.with_name(PARTIAL + path.name)
+    save_to(buffer)  # not to the file: torch.save hides what a disk says
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(part, "wb") as file:
             file.write(buffer.getbuffer())
-            file.flush()
             with contextlib.suppress(OSError):  # some network drives cannot
                 os.fsync(file.fileno())
         for wait in (0.1, 0.3, 1):  # on Windows a virus scanner may hold a new file for a moment
@@ -475,19 +473,17 @@ def save(path, save_to, needed=False):
             time.sleep(wait)
         os.replace(part, path)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
         message = f"{path} could not be written: {error.strerror}; what was there before is intact"
         if needed:
             raise UserError(message) from error
         say(message)
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def locked(folder):
-    """Make the folder, keep other runs out of it, and remove what a killed one left half-written. Raises
-    OSError when it cannot be written, UserError when another run is at it."""
+    """Make the folder, keep other runs out of it, and remove what a killed one left half-written."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w") as lock:
         try:
@@ -498,18 +494,18 @@ def locked(folder):
             raise UserError(f"{folder} is in use by another run: wait, or give another --outputs") from None
         except (ImportError, OSError):
             pass  # Windows and some network drives have no such locks
-        for leftover in folder.glob(PARTIAL + "*"):
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        remove(folder, PARTIAL + "*")
         yield
 
 
-def remove_results(folder):
-    """Remove the figures of the run before this one."""
-    for path in (path for pattern in RESULTS for path in folder.glob(pattern)):
+def remove(folder, *patterns):
+    """Remove files of these names, and folders of nothing but our images."""
+    for path in [path for pattern in patterns for path in folder.glob(pattern)]:
         with contextlib.suppress(OSError):
-            path.unlink()
-    if not foreign_images(folder / "images"):
-        shutil.rmtree(folder / "images", ignore_errors=True)
+            if not path.is_dir():
+                path.unlink()
+            elif not foreign_images(path):
+                shutil.rmtree(path)
 
 
 def save_tables(folder, history):
@@ -520,9 +516,9 @@ def save_tables(folder, history):
         columns |= {f"{name}_mean": steps.mean(1), f"{name}_std": steps.std(1, correction=0)}
     columns["seconds"] = history.seconds
     table, formats = np.column_stack(list(columns.values())), ["%d", *["%.6f"] * 8, "%.2f"]
-    save(folder / "history.csv", lambda file: np.savetxt(
-        file, table, formats, delimiter=",", header=",".join(columns), comments=""))
-    save(folder / "settings.json", lambda file: file.write(history.settings_json.encode()))
+    options = {"delimiter": ",", "header": ",".join(columns), "comments": ""}
+    save(folder / "history.csv", lambda file: np.savetxt(file, table, formats, **options))
+    save(folder / "settings.json", lambda file: file.write(history.settings.encode()))
 
 
 def save_checkpoint(folder, training, history, settings):
@@ -534,8 +530,9 @@ def save_checkpoint(folder, training, history, settings):
 
 def layers_of(training):
     """{name: what it prints} of every layer of both networks."""
-    return {f"{network}.{name}": str(layer) for network in ("G", "D")
-            for name, layer in getattr(training, network).named_modules() if not list(layer.children())}
+    named = {f"{name}.{key}": layer for name in ("G", "D")
+             for key, layer in getattr(training, name).named_modules()}
+    return {name: str(layer) for name, layer in named.items() if not list(layer.children())}
 
 
 def read_checkpoint(path):
@@ -547,21 +544,21 @@ def read_checkpoint(path):
 
 
 def load_checkpoint(path, training, settings):
-    """Put the checkpoint at `path` into `training`; returns its History. Raises UserError when it is of other
-    settings, of another network, or damaged."""
+    """Put the checkpoint at `path` into `training`; returns its History. Raises UserError when it is of
+    other settings, of another network, or damaged."""
     way_out = "start over with --fresh, or give another --outputs"
     try:
         checkpoint = read_checkpoint(path)
         for kind, now in (("settings", settings), ("layers", layers_of(training))):
             before = checkpoint[kind]
             pairs = {key: (before.get(key, "unknown"), now.get(key, "unknown")) for key in before | now}
-            changes = "; ".join(f"{key} was {was}, is now {new}" for key, (was, new) in pairs.items() if was != new)
+            changes = "; ".join(f"{key} was {a}, is now {b}" for key, (a, b) in pairs.items() if a != b)
             if changes:
                 raise UserError(f"{path} is of a run with other {kind} ({changes}): undo that, {way_out}")
         for part, value in vars(training).items():
             value.load_state_dict(checkpoint[part])
         history = History(**checkpoint["history"])
-        assert len(history.D_loss) == len(history.samples) == history.epochs, "its history is incomplete"
+        assert len(history.D_loss) == len(history.samples) == history.epochs, "history is incomplete"
         return history
     except UserError:
         raise
@@ -578,6 +575,7 @@ def foreign_images(folder):
 def save_images(folder, G, count, latent_dim):
     """Put `count` generated images, 28x28, into `folder`, 00000.png and so on, instead of those in it."""
     part, tag = folder.with_name(PARTIAL + folder.name), PngInfo()
+    shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
     tag.add_text("Software", SOFTWARE)
     random = torch.Generator().manual_seed(2016)
@@ -592,46 +590,68 @@ def save_images(folder, G, count, latent_dim):
 
 # ------------------------------------------------------------------------------- command line
 
+OPTIONS = (  # name, default, lowest and highest value, help
+    ("epochs", 200, 1, 10**9, "train up to this epoch"),
+    ("batch-size", 128, 2, 60_000, "images per step"),
+    ("learning-rate", 1e-3, 1e-9, 1, "of both networks"),
+    ("r1-gamma", 1.0, 0, 10**9, "weight of the R1 penalty; 0: none"),
+    ("latent-dim", 100, 1, 10**6, "length of the latent vector z"),
+    ("seed", 0, 0, 2**32, "of all random numbers"),
+    ("limit", 60_000, 1, 60_000, "train on the first so many images only"),
+    ("sample-every", 50, 1, 10**9, "epochs between sample grids"),
+    ("images", 0, 0, 10**6, "write so many generated images as single PNGs"),
+    ("perturb-dims", None, 0, np.inf, "move these of z's dimensions, counted from 0; None: five spread over z"),
+    ("perturb-offsets", [-4.0, 0.0, 4.0], -1000, 1000, "by so much; z is from N(0, 1)"),
+)
 
-@functools.cache  # nothing is said twice
-def say(message):
-    """A line that is no error, beside the progress bar."""
-    tqdm.write(message, file=sys.stderr)
 
-
-def progress_bar(done, epochs, steps):
-    layout = "{n:.1f}/{total:.0f}{postfix} left {remaining} {bar}"  # 80 columns show all but the bar
-    interval = 1 if sys.stderr.isatty() else 30  # seconds: a log file need not have every update
-    return tqdm(initial=done * steps, total=epochs * steps, unit_scale=1 / steps, bar_format=layout,
-                mininterval=interval, dynamic_ncols=True)
-
-
-def check_losses(history):
-    """Raise UserError when a loss of the last epoch is not finite; say so when they have run away."""
-    way_out = "a lower --learning-rate or --precision float32, with --fresh, may help"
-    losses = torch.stack([history.D_loss, history.G_loss]).mean(2).amax(0)  # (epochs,)
-    if not losses[-1].isfinite():
-        raise UserError(f"epoch {history.epochs}: a loss is not finite; the epochs before are kept; {way_out}")
-    if losses[-1] > 20 and not (losses[:-1] > 20).any():
-        say(f"warning: the losses have run away, to {losses[-1]:.3g} in epoch {history.epochs}: {way_out}")
+def parse_arguments(name, argv=None):
+    """The command line of both scripts. Exits with status 2 and one line when it is wrong."""
+    parser = argparse.ArgumentParser(description=f"Train the {name} on FashionMNIST and draw its figures. "
+                                     "An unfinished run is continued, a finished one redrawn.")
+    parser.error = lambda message: parser.exit(2, f"{parser.prog}: error: {message} (see --help)\n")
+    add = parser.add_argument
+    add("--data", type=Path, default="data", help="folder of the images (default: data)")
+    add("--outputs", type=Path, default="outputs", help="folder of all results (default: outputs)")
+    add("--fresh", action="store_true", help="start over instead of continuing")
+    add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="(default: auto)")
+    add("--precision", choices=("auto", "float32", "bfloat16"), default="auto", help="(default: auto)")
+    for option, default, _, _, use in OPTIONS:
+        kind = float if "offsets" in option or isinstance(default, float) else int
+        add(f"--{option}", type=kind, default=default, nargs="+" if "perturb" in option else None,
+            metavar="N", help=f"{use} (default: {default})")
+    # Before Python 3.14 argparse takes -1e-1 for an option; with a space in front it is a number.
+    argv = sys.argv[1:] if argv is None else argv
+    args = parser.parse_args([re.sub(r"^-(?=[\d.])", " -", text) for text in argv])
+    args.data, args.outputs = args.data.expanduser(), args.outputs.expanduser()
+    if args.perturb_dims is None:
+        args.perturb_dims = sorted({round(i * (args.latent_dim - 1) / 4) for i in range(5)})
+    for option, _, lowest, highest, _ in OPTIONS:
+        highest = args.latent_dim - 1 if option == "perturb-dims" else highest
+        for value in np.ravel(getattr(args, option.replace("-", "_"))).tolist():
+            if not lowest <= value <= highest:
+                parser.error(f"argument --{option}: {value} is not from {lowest:g} to {highest:g}")
+    if len(args.perturb_dims) * len(args.perturb_offsets) > 40:
+        parser.error("argument --perturb-dims: times the offsets, more than the 40 rows that a page holds")
+    return args
 
 
 def choose_device(name):
-    """The torch.device of that name, once it has computed something; "auto": CUDA, else Apple's MPS, else the
-    CPU. Raises OptionError when it is not there, UserError when it cannot compute."""
+    """The torch.device of that name, once it has computed something; "auto": CUDA, else Apple's MPS, else
+    the CPU. Raises OptionError when it is not there, UserError when it cannot compute."""
     available = ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available() + ["cpu"]
     if name not in ("auto", *available):
         raise OptionError(f"--device {name}: not on this machine, only {', '.join(available)}")
-    device = available[0] if name == "auto" else name
+    device = torch.device(available[0] if name == "auto" else name)
     try:
-        F.conv2d(torch.ones(2, 1, 8, 8, device=device), torch.ones(4, 1, 3, 3, device=device)).sum().item()
-        return torch.device(device)
+        F.conv2d(*torch.ones(2, 1, 1, 8, 8, device=device)).sum().item()
     except Exception as error:  # a card that is busy, or too old for this PyTorch
         message = f"{device} cannot compute ({str(error).splitlines()[0]})"
         if name != "auto":
-            raise UserError(f"--device {name}: {message}: try --device cpu") from error
+            raise UserError(f"{message}: try --device cpu") from error
         say(f"{message}: going on with the CPU")
-        return torch.device("cpu")
+        device = torch.device("cpu")
+    return device
 
 
 def choose_dtype(precision, device):
@@ -648,66 +668,36 @@ def choose_dtype(precision, device):
 
 def use_the_cpu_well():
     """No more threads than a container's quota has processors, and freed memory kept for the next step."""
-    with contextlib.suppress(OSError, ValueError):  # no quota
+    with contextlib.suppress(OSError, ValueError):  # there is no quota
         quota, period = map(int, Path("/sys/fs/cgroup/cpu.max").read_text().split())
         torch.set_num_threads(min(torch.get_num_threads(), max(1, quota // period)))
-    with contextlib.suppress(OSError, AttributeError):  # not glibc
+    with contextlib.suppress(OSError, AttributeError):  # this is not glibc
         mallopt = ctypes.CDLL("libc.so.6").mallopt
         mallopt(-3, 2**30)  # M_MMAP_THRESHOLD
         mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
-def parse_arguments(name, argv=None):
-    """The command line of both scripts. Exits with status 2 and one line when it is wrong."""
-    parser = argparse.ArgumentParser(
-        description=f"Train the {name} on FashionMNIST and draw its figures into OUTPUTS/{name.lower()}/. "
-        "An unfinished run is continued, a finished one redrawn. In parentheses: what is taken by default.")
-    parser.error = lambda message: parser.exit(2, f"{parser.prog}: error: {message} (see --help)\n")
-    folder, choice = {"type": lambda text: Path(text).expanduser()}, {"default": "auto"}
-    add = parser.add_argument
-    add("--data", **folder, default="data", help="folder with the images, or for them (%(default)s)")
-    add("--outputs", **folder, default="outputs", help="folder for all results (%(default)s)")
-    add("--fresh", action="store_true", help="start over instead of continuing")
-    add("--epochs", type=int, default=200, help="train up to this epoch (%(default)s)")
-    add("--device", choices=("auto", "cpu", "cuda", "mps"), **choice, help="auto: a GPU if there is one")
-    add("--precision", choices=("auto", "float32", "bfloat16"), **choice, help="auto: what the device is fast in")
-    add("--batch-size", type=int, default=128, help="images per step (%(default)s)")
-    add("--learning-rate", type=float, default=1e-3, help="of both networks (%(default)s)")
-    add("--r1-gamma", type=float, default=1.0, help="weight of the R1 penalty, 0: none (%(default)s)")
-    add("--latent-dim", type=int, default=100, help="length of the latent vector z (%(default)s)")
-    add("--seed", type=int, default=0, help="of all random numbers (%(default)s)")
-    add("--limit", type=int, default=60_000, help="train on the first images only (%(default)s)")
-    add("--sample-every", type=int, default=50, help="epochs between sample grids (%(default)s)")
-    add("--perturb-dims", type=int, nargs="+", help="dimensions of z to move, from 0 (five spread over z)")
-    add("--perturb-offsets", type=float, nargs="+", default=[-4.0, 0.0, 4.0], help="by how much (-4 0 4)")
-    add("--images", type=int, default=0, help="write so many generated images as PNGs (%(default)s)")
-    # Before Python 3.14 argparse takes -1e-1 for an option; with a space in front it is a number.
-    argv = sys.argv[1:] if argv is None else argv
-    args = parser.parse_args([re.sub(r"^-(?=[\d.])", " -", text) for text in argv])
-    last = args.latent_dim - 1
-    if args.perturb_dims is None:
-        args.perturb_dims = sorted({round(i * last / 4) for i in range(5)})
-    for option, lowest, highest in (
-        ("epochs", 1, 1e9), ("batch_size", 2, 60_000), ("learning_rate", 1e-9, 1), ("r1_gamma", 0, 1e9),
-        ("latent_dim", 1, 1e6), ("seed", 0, 2**32), ("limit", 1, 60_000), ("sample_every", 1, 1e9),
-        ("perturb_dims", 0, last), ("perturb_offsets", -1000, 1000), ("images", 0, 1e6),
-    ):
-        for value in np.ravel(getattr(args, option)).tolist():
-            if not lowest <= value <= highest:
-                shown = f"--{option.replace('_', '-')}: {value} is not between {lowest:g} and {highest:g}"
-                parser.error(f"argument {shown}")
-    if len(args.perturb_dims) * len(args.perturb_offsets) > 40:
-        parser.error("argument --perturb-dims: with the offsets more than the 40 rows that a page holds")
-    return args
+@functools.cache  # nothing is said twice
+def say(message):
+    """A line that is no error, beside the progress bar."""
+    tqdm.write(message, file=sys.stderr)
 
 
-def describe(args, device, dtype, training):
-    """settings.json: every option, and what else the numbers depend on."""
-    parameters = {network: sum(p.numel() for p in getattr(training, network).parameters()) for network in "GD"}
-    facts = {"options": vars(args), "device": device, "precision": dtype, "threads": torch.get_num_threads(),
-             "processor": torch.backends.cpu.get_cpu_capability(), "torch": torch.__version__,
-             "python": sys.version.split()[0], "parameters": parameters}
-    return json.dumps(facts, default=str, indent=2)
+def progress_bar(done, epochs, steps):
+    layout = "{n:.1f}/{total:.0f}{postfix} left {remaining} {bar}"  # 80 columns show all but the bar
+    interval = 1 if sys.stderr.isatty() else 30  # seconds: a log file need not have every update
+    return tqdm(initial=done * steps, total=epochs * steps, unit_scale=1 / steps, bar_format=layout,
+                mininterval=interval, dynamic_ncols=True)
+
+
+def check_losses(losses, epoch):
+    """Raise UserError when a loss is not finite; say so, once, when one has run away."""
+    way_out = "a lower --learning-rate or --precision float32, with --fresh, may help"
+    largest = max(losses["D_loss"].mean(), losses["G_loss"].mean())
+    if not all(values.isfinite().all() for values in losses.values()):
+        raise UserError(f"epoch {epoch}: a loss is not finite; those before are kept; {way_out}")
+    if largest > 20:
+        say(f"warning: a loss has run away, its mean in an epoch is above 20; {way_out}")
 
 
 def run(name, Generator, Discriminator, args):
@@ -724,33 +714,38 @@ def run(name, Generator, Discriminator, args):
     use_the_cpu_well()
     kept = ("batch_size", "learning_rate", "r1_gamma", "latent_dim", "seed", "precision", "limit")
     settings = {"model": name, **{key: getattr(args, key) for key in kept}}
-    training = new_training(Generator, Discriminator, settings, device)
-    folder = args.outputs / name.lower()
+    training, folder = new_training(Generator, Discriminator, settings, device), args.outputs / name.lower()
     with locked(folder):
         if args.images and (foreign := foreign_images(folder / "images")):
             raise UserError(f"{foreign[0]} is not an image of ours: move it, or give another --outputs")
-        samples = torch.empty(0, 64, 28, 28, dtype=torch.uint8)
-        history = History(*torch.empty(4, 0, steps), samples, seconds=[], settings_json="")
+        history = History(*torch.empty(4, 0, steps), torch.empty(0, 64, 28, 28, dtype=torch.uint8), [], "")
         if (folder / "checkpoint.pt").exists() and not args.fresh:
             history = load_checkpoint(folder / "checkpoint.pt", training, settings)
-        epochs = max(history.epochs, args.epochs)
-        print(f"{name} on {device} in {dtype}, {len(train_images):,} images, "
-              f"{history.epochs} of {epochs} epochs done", flush=True)
-        if history.epochs < epochs:
-            history.settings_json = describe(args, device, dtype, training)
-        try:
-            train(training, history, train_images.to(device), epochs, settings, dtype, folder, args.sample_every)
-        except KeyboardInterrupt:
-            again = "the same command without --fresh" if args.fresh else "the same command"
-            raise KeyboardInterrupt(
-                f"stopped after epoch {history.epochs}: {again} goes on; with --epochs {history.epochs} "
-                "it draws the figures of what is there" if history.epochs else
-                "stopped before the end of the first epoch: the same command starts again") from None
-
+        done = history.epochs
+        epochs = max(done, args.epochs)
+        print(f"{name} on {device} in {dtype}, {len(train_images):,} images, {done} of {epochs} epochs done",
+              flush=True)
+        if done < epochs:
+            facts = {"options": vars(args), "device": device, "precision": dtype, "torch": torch.__version__,
+                     "python": sys.version.split()[0], "threads": torch.get_num_threads(),
+                     "processor": torch.backends.cpu.get_cpu_capability(),
+                     "parameters": {network: sum(p.numel() for p in getattr(training, network).parameters())
+                                    for network in ("G", "D")}}
+            history.settings = json.dumps(facts, default=str, indent=2)
+            try:
+                train(training, history, train_images.to(device), epochs, settings, dtype, folder,
+                      args.sample_every)
+            except KeyboardInterrupt:
+                done, again = history.epochs, " without --fresh" if args.fresh else ""
+                raise KeyboardInterrupt(
+                    f"stopped after epoch {done}: the same command{again} goes on; with --epochs {done} it "
+                    "draws the figures of what is there" if done else
+                    "stopped before the end of the first epoch: the same command starts again") from None
         z, moved = latent_vectors(args.latent_dim), (args.perturb_dims, args.perturb_offsets)
         fake, perturbed = generate(training.G_ema, z), perturb(training.G_ema, z[:8], *moved)
-        draw_training(folder, history, name, sorted({*range(args.sample_every, epochs, args.sample_every), epochs}))
-        draw_results(folder, history, name, fake, test_images[:500, 0], train_images[:, 0], (*perturbed, *moved))
+        draw_training(folder, history, name, [*range(args.sample_every, epochs, args.sample_every), epochs])
+        draw_results(folder, history, name, fake, test_images[:500, 0], train_images[:, 0],
+                     (*perturbed, *moved))
         weights = {key: value.cpu() for key, value in training.G_ema.state_dict().items()}
         save(folder / "generator.pt", lambda file: torch.save(weights, file))
         if args.images:
@@ -760,27 +755,31 @@ def run(name, Generator, Discriminator, args):
 
 @contextlib.contextmanager
 def errors_for_people():
-    """Turn what stops a run into one line and an exit status, and let no terminal and none of the user's
-    matplotlib settings stop or change one."""
-    sys.stdout, sys.stderr = sys.stdout or open(os.devnull, "w"), sys.stderr or open(os.devnull, "w")
+    """Turn what stops a run into one line and an exit status; neither a missing terminal nor the user's
+    matplotlib settings stop or change a run."""
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or sys.stdout
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a notebook's has not
             stream.reconfigure(errors="backslashreplace")
-    with contextlib.suppress(ValueError):  # not in the main thread
+    with contextlib.suppress(ValueError):  # this is not the main thread
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends a run as Ctrl-C does
     try:
         with matplotlib.style.context("default"):
             yield
     except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, OptionError) else 1)
+        message, status = f"error: {error}", 2 if isinstance(error, OptionError) else 1
     except KeyboardInterrupt as stop:
-        print(str(stop) or "stopped", file=sys.stderr)
-        sys.exit(130)  # as shells have it for Ctrl-C
+        message, status = str(stop) or "stopped", 130  # as shells have it for Ctrl-C
     except (MemoryError, RuntimeError) as error:
-        if not re.search("out of memory|allocate memory|CUDA error|busy|MemoryError", repr(error)):
+        if not re.search("out of memory|allocate memory|MemoryError|CUDA error|busy", repr(error)):
             raise  # a mistake in the code, which its traceback shows
-        sys.exit(f"error: {error}".splitlines()[0] + ": try --device cpu or a smaller --batch-size")
+        reason = str(error).partition("\n")[0]
+        message, status = f"error: {reason}: try --device cpu or a smaller --batch-size", 1
+    else:
+        return
+    print(message, file=sys.stderr)
+    sys.exit(status)
 
 
 def main(name, Generator, Discriminator, argv=None):

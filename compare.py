@@ -2,17 +2,15 @@
 
 Reads outputs/gan and outputs/dcgan (either alone will do), and writes outputs/comparison.png and
 outputs/comparison.md. Quality and variety are judged in the features of a small classifier of FashionMNIST,
-trained here once and kept in outputs/classifier.pt, as published measures do with Inception's features:
-10,000 generated images against the 10,000 test images; what 10,000 training images score is the best that
-can be expected. Every sample is of fixed random numbers; nothing is picked.
+trained here once and kept in outputs/classifier.pt: 10,000 generated images against the 10,000 test images;
+what 10,000 training images score is the best that can be expected. Every sample is of fixed random numbers.
 """
 
+import common  # first: it says in one line which package is missing
+
+# isort: split
 import argparse
-import importlib
 import math
-import sys
-from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,11 +18,11 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
-import common
-from common import UserError
+import dcgan
+import gan
 
+GENERATORS = {"GAN": gan.Generator, "DCGAN": dcgan.Generator}
 GARMENTS = ("T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Boot")
-MODELS = ("GAN", "DCGAN")
 N = 10_000  # images on each side of a comparison
 PAIRS = 1000  # of latent vectors, for the path length; a tenth of them for the interpolations
 EPOCHS = 10  # of the judge
@@ -66,7 +64,7 @@ def train_judge(images, labels, epochs, progress):
             mirrored = torch.rand(len(batch)) < 0.5  # a garment is the same garment seen in a mirror
             x[mirrored] = x[mirrored].flip(-1)
             optimizer.zero_grad()
-            F.cross_entropy(judge(x), labels[batch]).backward()
+            F.cross_entropy(judge(x), labels[batch].long()).backward()
             optimizer.step()
             schedule.step()
         progress()
@@ -74,31 +72,23 @@ def train_judge(images, labels, epochs, progress):
 
 
 def in_parts(function, x):
-    """function(x), 500 rows of x at a time: the 3,300 images of the interpolations at once took 1 GB more."""
+    """function(x), 500 rows of x at a time, which takes less memory."""
     return torch.cat([function(part) for part in x.split(500)])
 
 
 @torch.no_grad()
 def judge_images(judge, images):
-    """Features (N, 128) and class probabilities (N, 10) of uint8 images (N, 28, 28) or (N, 1, 28, 28).
-
-    The probabilities are the mean of those of the image and of its mirror image: test accuracy 0.934
-    instead of 0.931.
-    """
-    images = images.view(-1, 1, 28, 28)
-    features, mirrored = (in_parts(lambda part: judge.features(common.scale(part)), view)
-                          for view in (images, images.flip(-1)))
-    return features, (judge.classify(features).softmax(1) + judge.classify(mirrored).softmax(1)) / 2
+    """Features (N, 128) and classes (N,) of uint8 images (N, 28, 28)."""
+    features = in_parts(lambda part: judge.features(common.scale(part[:, None])), images)
+    return features, judge.classify(features).argmax(1)
 
 
 # ------------------------------------------------------------------------------- the measures
 
 
 def frechet_distance(a, b):
-    """Between normal distributions fitted to the features a (N, F) and b (M, F); Heusel et al. (2017).
-
-    |mean_a - mean_b|^2 + trace(A + B - 2 (A B)^(1/2)) with the covariances A and B.
-    """
+    """Between normal distributions fitted to the features a (N, F) and b (M, F) (Heusel et al. 2017):
+    |mean_a - mean_b|^2 + trace(A + B - 2 (A B)^(1/2)) with the covariances A and B."""
     a, b = a.double(), b.double()
     A, B = a.T.cov(), b.T.cov()
     values, vectors = torch.linalg.eigh(A)
@@ -113,30 +103,17 @@ def neighbourhood(features):
     return in_parts(lambda part: torch.cdist(part, features).kthvalue(K + 1).values, features)
 
 
-def precision_recall_density_coverage(real, fake):
-    """Of features real (N, F) and fake (M, F), each 1 at its best, density a little more by chance.
-
-    precision: the share of fake images within the neighbourhood of a real one; recall: the share of real
-    ones within that of a fake one (Kynkäänniemi et al. 2019). density: in how many real neighbourhoods a
-    fake image lies, over K; coverage: the share of real images with a fake one in their neighbourhood
-    (Naeem et al. 2020).
-    """
-    real_radius, fake_radius = neighbourhood(real), neighbourhood(fake)
-    precise, density = [], []
-    recalled, covered = torch.zeros(2, len(real), dtype=torch.bool)
-    for part, radius in zip(fake.split(1000), fake_radius.split(1000), strict=True):
+def precision_recall_coverage(real, real_radius, fake):
+    """Of features real (N, F), with their neighbourhood, and fake (M, F): the share of fake images in the
+    neighbourhood of a real one; of real ones in that of a fake one (Kynkäänniemi et al. 2019); and of real
+    images with a fake one in their neighbourhood (Naeem et al. 2020)."""
+    precise, recalled, covered = [], *torch.zeros(2, len(real), dtype=torch.bool)
+    for part, radius in zip(fake.split(500), neighbourhood(fake).split(500), strict=True):
         distance = torch.cdist(part, real)
-        inside_real = distance <= real_radius
-        precise.append(inside_real.any(1))
-        density.append(inside_real.sum(1) / K)
+        precise.append((distance <= real_radius).any(1))
         recalled |= (distance <= radius[:, None]).any(0)
-        covered |= inside_real.any(0)
-    return {
-        "precision": torch.cat(precise).float().mean().item(),
-        "recall": recalled.float().mean().item(),
-        "density": torch.cat(density).float().mean().item(),
-        "coverage": covered.float().mean().item(),
-    }
+        covered |= (distance <= real_radius).any(0)
+    return [share.float().mean().item() for share in (torch.cat(precise), recalled, covered)]
 
 
 def sharpness(images):
@@ -145,18 +122,6 @@ def sharpness(images):
     laplacian = torch.tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]])[None, None]
     edges = F.conv2d(images[:, None].float(), laplacian)
     return edges.flatten(1).var(1, correction=0).mean().item()
-
-
-def class_entropy(shares):
-    """Of the shares (10,) of the classes, in nats over ln 10: 1 when all are equal, 0 when there is one."""
-    shares = shares[shares > 0]
-    return (-(shares * shares.log()).sum() / math.log(10)).item()
-
-
-def spread_within_classes(features, classes):
-    """The mean distance between features (N, F) of images of one class, averaged over the classes."""
-    groups = [features[classes == label][:500] for label in range(10)]
-    return torch.stack([F.pdist(group).mean() for group in groups if len(group) > 1]).mean().item()
 
 
 def interpolate(a, b, t):
@@ -186,154 +151,87 @@ def interpolation_steps(G, judge, z_a, z_b, steps):
     return x.view(*z.shape[:2], 1, 28, 28), features.diff(dim=1).norm(dim=2)
 
 
-def stability(history, sample_every):
-    """How a run's losses and samples move, over its last 50 epochs (or all, if they are fewer).
-
-    history: as common.run keeps it. Grids are `sample_every` epochs apart, in grey levels of 0 to 255.
-    """
-    steps = history["steps"][-50:]
-    grids = history["samples"][sample_every - 1 :: sample_every].float()
-    changes = grids.diff(dim=0).abs().mean().item() if len(grids) > 1 else math.nan
-    return {
-        "D loss: deviation within an epoch": steps[..., 0].std(1).mean().item(),
-        "G loss: deviation within an epoch": steps[..., 1].std(1).mean().item(),
-        "D loss: deviation of the epoch means": steps[..., 0].mean(1).std().item(),
-        "G loss: deviation of the epoch means": steps[..., 1].mean(1).std().item(),
-        "D(x): distance from 1/2": (steps[..., 2].mean() - 0.5).abs().item(),
-        "D(G(z)): distance from 1/2": (steps[..., 3].mean() - 0.5).abs().item(),
-        "change of the samples from grid to grid": changes,
-    }
-
-
-# ------------------------------------------------------------------------- from runs to a table
-
-
-def load_run(outputs, name):
-    """The averaged generator, the history and the settings of the run in outputs/NAME. Raises UserError."""
-    path = outputs / name.lower() / "checkpoint.pt"
-    try:
-        checkpoint = common.read_checkpoint(path)
-        settings = checkpoint["settings"]
-        G = importlib.import_module(name.lower()).Generator(settings["latent_dim"])
-        G.load_state_dict({key.removeprefix("module."): value for key, value in checkpoint["averaged"].items()
-                           if key.startswith("module.")})
-        return G.eval(), checkpoint["history"], settings
-    except Exception as error:  # whatever Python and torch make of a damaged file
-        raise common.damaged(path, error, f"run {name.lower()}.py again") from error
-
-
-def load_judge(outputs, train, progress):
-    """The judge of outputs/classifier.pt, trained first where it is not there."""
-    path = outputs / "classifier.pt"
-    judge = Judge()
-    try:
-        judge.load_state_dict(common.read_checkpoint(path))
-        judge.eval()
-        progress(EPOCHS)
-    except Exception:  # there is none, or a damaged one
-        judge = train_judge(*train, EPOCHS, progress)
-        common.save(path, partial(torch.save, judge.state_dict()))
-    return judge
+# ---------------------------------------- rows of the table: {(claim, measure, meaning): value}
 
 
 def measure_images(judge, images, real):
-    """Quality and variety of uint8 images (N, 28, 28) against `real`, what judge_images says of real ones."""
-    features, probabilities = judge_images(judge, images)
-    real_features, real_probabilities = real
-    classes = probabilities.argmax(1)
+    """Quality and variety of uint8 images (N, 28, 28), and the shares (10,) of the garments among them.
+    real: the features (M, F) of test images and their neighbourhood (M,)."""
+    features, classes = judge_images(judge, images)
+    precision, recall, coverage = precision_recall_coverage(*real, features)
     shares = torch.bincount(classes, minlength=10) / len(classes)
-    real_spread = spread_within_classes(real_features, real_probabilities.argmax(1))
-    measures = {
-        "Frechet distance": frechet_distance(features, real_features),
-        **precision_recall_density_coverage(real_features, features),
-        "confidence": probabilities.amax(1).mean().item(),
-        "sharpness": sharpness(images),
-        "entropy of the garments": class_entropy(shares),
-        "smallest share of a garment": shares.min().item(),
-        "largest share of a garment": shares.max().item(),
-        "spread within a garment": spread_within_classes(features, classes) / real_spread,
+    return {
+        ("Quality", "Frechet distance", "between features of generated and test images; lower is better"):
+            frechet_distance(features, real[0]),
+        ("Quality", "precision", "share of generated images among real ones; higher is better"): precision,
+        ("Quality", "sharpness", "variance of the Laplacian; closer to real data's is better"):
+            sharpness(images),
+        ("Variety", "recall", "share of real images among generated ones; higher is better"): recall,
+        ("Variety", "coverage", "share of real images with a generated one near; higher is better"): coverage,
+        ("Variety", "smallest share of a garment", "closer to 0.1 is better"): shares.min().item(),
+        ("Variety", "largest share of a garment", "closer to 0.1 is better"): shares.max().item(),
+    }, shares
+
+
+def measure_memorisation(images, train):
+    """Of uint8 images (N, 28, 28) and (M, 28, 28)."""
+    distances = in_parts(lambda part: common.nearest(part, train)[1], images[:2000])
+    return {("Memorisation", "nearest training image", "median distance in grey levels; "
+             "far below that of real (test) images is copying"): distances.median().item()}
+
+
+def measure_stability(history):
+    """How the losses move within an epoch, and the samples from grid to grid."""
+    grids = history.samples[SAMPLE_EVERY - 1 :: SAMPLE_EVERY].float()
+    change = grids.diff(dim=0).abs().mean().item() if len(grids) > 1 else math.nan
+    D_std, G_std = (losses[-50:].std(1).mean().item() for losses in (history.D_loss, history.G_loss))
+    return {
+        ("Stability", "D loss: deviation in an epoch", "mean of the last 50; lower is steadier"): D_std,
+        ("Stability", "G loss: deviation in an epoch", "mean of the last 50; lower is steadier"): G_std,
+        ("Stability", "change of the samples", f"of a pixel in {SAMPLE_EVERY} epochs, in grey levels; "
+         "lower is steadier"): change,
     }
-    return measures, shares
 
 
 def measure_latent_space(G, judge, latent_dim):
-    """Smoothness of one model's latent space, and what to draw of an interpolation."""
+    """Smoothness; and to draw, images of two ways, (2, 17, 28, 28) in [-1, 1], and the changes from step to
+    step along many, (N, 32)."""
     random = torch.Generator().manual_seed(2018)
     z_a, z_b = torch.randn(2, PAIRS, latent_dim, generator=random)
-    lengths = path_length(G, judge, z_a, z_b, torch.rand(PAIRS, 1, generator=random))
+    length = path_length(G, judge, z_a, z_b, torch.rand(PAIRS, 1, generator=random))
     images, jumps = interpolation_steps(G, judge, z_a[: PAIRS // 10], z_b[: PAIRS // 10], 32)
     jumps = jumps / jumps.mean(1, keepdim=True)
-    return {"path length": lengths, "largest jump": jumps.amax(1).mean().item()}, images[:2, ::2, 0], jumps
-
-
-MEANINGS = {  # claim: measure: what it means, and which way is better
-    "Quality": {
-        "Frechet distance": "between the judge's features of generated and of real images; lower is better",
-        "precision": "share of generated images that lie among real ones; higher is better",
-        "density": "how many real images each of them lies among; closer to real data's is better",
-        "confidence": "mean probability of the garment that the judge sees; closer to real data's is better",
-        "sharpness": "variance of the images' Laplacian; closer to real data's is better",
-    },
-    "Variety": {
-        "recall": "share of real images that lie among generated ones; higher is better",
-        "coverage": "share of real images with a generated one close by; higher is better",
-        "entropy of the garments": "1: all ten equally frequent, 0: only one; higher is better",
-        "smallest share of a garment": "of ten; closer to 0.1 is better",
-        "largest share of a garment": "of ten; closer to 0.1 is better",
-        "spread within a garment": "distance within a class over that of real images; closer to 1 is better",
-    },
-    "Stability": {
-        "D loss: deviation within an epoch": "mean of the last 50 epochs; lower is steadier",
-        "G loss: deviation within an epoch": "mean of the last 50 epochs; lower is steadier",
-        "D loss: deviation of the epoch means": "over the last 50 epochs; lower is steadier",
-        "G loss: deviation of the epoch means": "over the last 50 epochs; lower is steadier",
-        "D(x): distance from 1/2": "0: the two networks are in balance; lower is better",
-        "D(G(z)): distance from 1/2": "0: the two networks are in balance; lower is better",
-        "change of the samples from grid to grid": "of a pixel, in grey levels; lower is steadier",
-    },
-    "Smoothness of the latent space": {
-        "path length": "squared change of the features per squared step of z; lower is smoother",
-        "largest jump": "of 32 steps between two z, over the mean step; closer to 1 is smoother",
-    },
-    "Memorisation": {
-        "distance to the nearest training image": "in grey levels; far below real test images' is copying",
-    },
-}
+    return {
+        ("Smoothness", "path length", "change of features per step of z, squared; lower is smoother"): length,
+        ("Smoothness", "largest jump", "of 32 steps from z to z, over the mean step; closer to 1 is smoother"):
+            jumps.amax(1).mean().item(),
+    }, images[:2, ::2, 0], jumps
 
 
 def comparison_table(columns):
-    """Markdown: a row a measure, a column each of `columns` ({name: {measure: value}})."""
+    """Markdown: a row a measure, a column each of `columns`, {name: rows}; real data has fewer rows."""
     lines = [f"| measure | {' | '.join(columns)} | what it means |", "|---" * (len(columns) + 2) + "|"]
-    for claim, measures in MEANINGS.items():
-        lines.append(f"| **{claim}** |" + " |" * (len(columns) + 1))
-        for measure, meaning in measures.items():
-            values = [values.get(measure, math.nan) for values in columns.values()]
-            cells = ["" if math.isnan(value) else f"{value:.4g}" if value < 1000 else f"{value:,.0f}"
-                     for value in values]
-            lines.append(f"| {measure} | {' | '.join(cells)} | {meaning} |")
+    for claim, measure, meaning in next(iter(columns.values())):
+        values = [rows.get((claim, measure, meaning), math.nan) for rows in columns.values()]
+        cells = ["" if math.isnan(x) else f"{x:.3g}" if x < 1000 else f"{x:,.0f}" for x in values]
+        lines.append(f"| {claim}: {measure} | {' | '.join(cells)} | {meaning} |")
     return "\n".join([*lines, ""])
 
 
-def draw_losses(axes, history, title):
+# --------------------------------------------------------------------------------- the figure
+
+
+def draw_losses(axes, history):
     """The mean of both losses in every epoch, and their standard deviation within it as a band."""
-    steps = history["steps"]
-    epochs = np.arange(1, len(steps) + 1)
-    curves = ((0, "Discriminator", "tab:blue", "-"), (1, "Generator", "tab:orange", "--"))
-    for i, label, colour, style in curves:
-        mean, std = steps[..., i].mean(1).numpy(), steps[..., i].std(1, correction=0).numpy()
+    epochs = np.arange(1, history.epochs + 1)
+    curves = ((history.D_loss, "Discriminator", "tab:blue", "-"),
+              (history.G_loss, "Generator", "tab:orange", "--"))
+    for losses, label, colour, style in curves:
+        mean, std = losses.mean(1).numpy(), losses.std(1, correction=0).numpy()
         axes.plot(epochs, mean, style, color=colour, linewidth=1.2, label=label)
         axes.fill_between(epochs, mean - std, mean + std, color=colour, alpha=0.25, linewidth=0)
     axes.axhline(math.log(2), color="black", linewidth=0.8, linestyle=":", label="ln 2")
-    axes.set_title(f"{title}: losses", fontsize=7)
-    axes.set_xlabel("Epoch", fontsize=7)
-
-
-def draw_paths(axes, images, title):
-    """Images (N, steps, 28, 28) in [-1, 1]: one row for each way from one latent vector to another."""
-    rows = [torch.cat(list(F.pad(path, (1, 1, 1, 1), value=1)), dim=1) for path in images]
-    axes.imshow(torch.cat(rows).numpy(), cmap="gray", vmin=-1, vmax=1, interpolation="nearest")
-    axes.set_axis_off()
-    axes.set_title(f"{title}: from one latent vector to another", fontsize=7)
+    axes.set_xlabel("Epoch", fontsize=6)
 
 
 def draw_jumps(axes, jumps):
@@ -343,9 +241,8 @@ def draw_jumps(axes, jumps):
         (line,) = axes.plot(place, changes.mean(0).numpy(), style, label=f"{name}, mean of {len(changes)}")
         axes.plot(place, changes.amax(0).numpy(), style, color=line.get_color(), linewidth=0.6,
                   label=f"{name}, largest")
-    axes.set_title("Interpolation: change from step to step", fontsize=7)
-    axes.set_xlabel("Step", fontsize=7)
-    axes.set_ylabel("relative to the mean step", fontsize=7)
+    axes.set_title("Change from step to step / mean step", fontsize=7)
+    axes.set_xlabel("Step of the interpolation", fontsize=6)
     axes.set_ylim(0, None)
 
 
@@ -361,90 +258,102 @@ def draw_shares(axes, shares):
 
 
 def comparison_figure(runs, real, shares):
-    """One page: losses, samples beside real images, interpolations with their steps, garments.
-
-    runs: {name: {"history", "samples" (32, 28, 28), "path" (N, steps, 28, 28), "jumps" (N, steps)}};
-    real: uint8 (32, 28, 28); shares: {name: (10,)}, real data's among them.
-    """
-    titles = [f"{name}, epoch {len(run['history']['steps'])}" for name, run in runs.items()]
-    figure = common.new_figure(22, f"{' and '.join(runs)} on FashionMNIST")
-    top, middle, paths, bottom = figure.subfigures(4, height_ratios=(5, 2.6, 0.4 + 1.9 * len(runs), 6.5))
+    """One page. runs: {name: {"history", "samples" (32, 28, 28), "path" (N, steps, 28, 28),
+    "jumps" (N, steps)}}; real: uint8 (32, 28, 28); shares: {name: (10,)}, real data's among them."""
+    titles = [f"{name}, epoch {run['history'].epochs}" for name, run in runs.items()]
+    figure = common.new_figure(17, f"{' and '.join(runs)} on FashionMNIST")
+    top, middle, paths, bottom = figure.subfigures(4, height_ratios=(3.9, 2.6, 0.3 + 1.7 * len(runs), 5.6))
     losses = top.subplots(1, len(runs), sharey=True, squeeze=False)[0]
     samples = middle.subplots(1, len(runs) + 1)
     ways = paths.subplots(len(runs), squeeze=False)[:, 0]
     for title, run, *axes in zip(titles, runs.values(), losses, samples[:-1], ways, strict=True):
-        draw_losses(axes[0], run["history"], title)
+        draw_losses(axes[0], run["history"])
         common.show_images(axes[1], run["samples"])
-        axes[1].set_title(title, fontsize=7)
-        draw_paths(axes[2], run["path"], title)
+        rows = F.pad(run["path"], (1, 1, 1, 1), value=1).transpose(1, 2).flatten(2)  # (N, 30, steps * 30)
+        axes[2].imshow(rows.flatten(0, 1).numpy(), cmap="gray", vmin=-1, vmax=1, interpolation="nearest")
+        axes[2].set_axis_off()
+        for panel, what in zip(axes, (": losses", "", ": from one latent vector to another"), strict=True):
+            panel.set_title(title + what, fontsize=7)
     common.show_images(samples[-1], real)
     samples[-1].set_title("real test images", fontsize=7)
     jumps_axes, shares_axes = bottom.subplots(1, 2)
     draw_jumps(jumps_axes, {name: run["jumps"] for name, run in runs.items()})
     draw_shares(shares_axes, shares)
-    below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.14), "ncols": 2, "frameon": False}
+    below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.17), "ncols": 2, "frameon": False}
     for axes, place in (*((axes, {}) for axes in losses), (jumps_axes, below), (shares_axes, below)):
         axes.tick_params(labelsize=6)
         axes.legend(fontsize=6, **place)
     return figure
 
 
-def compare(outputs, data, bar):
-    """Measure the runs in `outputs`; write comparison.png and comparison.md there; returns the table."""
-    names = [name for name in MODELS if (outputs / name.lower() / "checkpoint.pt").exists()]
-    if not names:
-        raise UserError(f"{outputs} has no checkpoint of gan.py or dcgan.py: run one of them first")
-    loaded = {name: load_run(outputs, name) for name in names}
-    train, test = (common.load_fashion_mnist(data, split) for split in ("train", "test"))
-    common.keep_freed_memory()
-    bar.total = EPOCHS + 1 + 2 * len(names)
-    judge = load_judge(outputs, train, bar.update)
-    real = judge_images(judge, test[0])
-    accuracy = (real[1].argmax(1) == test[1]).float().mean().item()
-
-    runs, columns, shares = {}, {}, {}
-    for name, (G, history, settings) in loaded.items():
-        z = torch.randn(N, settings["latent_dim"], generator=torch.Generator().manual_seed(2017))
-        images = in_parts(partial(common.generate, G), z)
-        bar.update()
-        columns[name], shares[name] = measure_images(judge, images, real)
-        columns[name] |= nearest_distance(images, train[0])
-        smoothness, path, jumps = measure_latent_space(G, judge, settings["latent_dim"])
-        columns[name] |= smoothness | stability(history, SAMPLE_EVERY)
-        runs[name] = {"history": history, "samples": images[:32], "path": path, "jumps": jumps}
-        bar.update()
-    columns["real data"], shares["real data"] = measure_images(judge, train[0][:N, 0], real)
-    columns["real data"] |= nearest_distance(test[0][:, 0], train[0])
-    bar.update()
-
-    table = comparison_table(columns)
-    heading = f"{N:,} images each; real data: training images. The judge's test accuracy: {accuracy:.4f}.\n\n"
-    common.save(outputs / "comparison.md", lambda file: file.write((heading + table).encode()))
-    common.save(outputs / "comparison.png", comparison_figure(runs, test[0][:32, 0], shares).savefig)
-    return heading + table
-
-
-def nearest_distance(images, train):
-    """The median distance of uint8 images (N, 28, 28) to the nearest of `train` (M, 1, 28, 28)."""
-    distances = [common.nearest(part, train[:, 0])[1] for part in images[:2000].split(500)]
-    return {"distance to the nearest training image": torch.cat(distances).median().item()}
-
-
-def main():
-    parser = argparse.ArgumentParser(
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter, description=__doc__.splitlines()[0])
-    parser.add_argument("--outputs", type=Path, default="outputs", metavar="FOLDER", help="of the runs")
-    parser.add_argument("--data", type=Path, default="data", metavar="FOLDER", help="of the images")
-    args = parser.parse_args()
+def load_run(path, Generator):
+    """The averaged generator and the History of the run with this checkpoint. Raises UserError."""
     try:
-        with tqdm(desc="comparing", mininterval=1) as bar:
-            table = compare(args.outputs, args.data, bar)
-        print(table)
+        checkpoint = common.read_checkpoint(path)
+        G = Generator(checkpoint["settings"]["latent_dim"])
+        G.load_state_dict(checkpoint["G_ema"])
+        return G.eval(), common.History(**checkpoint["history"]), checkpoint["settings"]["latent_dim"]
+    except Exception as error:  # whatever Python and torch make of a bad file
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise common.UserError(f"{path} is damaged or of another network ({reason}): run it again") from error
+
+
+def load_judge(path, images, labels, progress):
+    """The judge kept at `path`; where there is none it is trained first."""
+    judge = Judge()
+    try:
+        judge.load_state_dict(common.read_checkpoint(path))
+        progress(EPOCHS)
+        return judge.eval()
+    except Exception:  # there is none, or a damaged one
+        judge = train_judge(images, labels, EPOCHS, progress)
+        common.save(path, lambda file: torch.save(judge.state_dict(), file))
+        return judge
+
+
+def compare(outputs, data):
+    """Measure the runs in `outputs`; write comparison.png and comparison.md there; returns the table."""
+    paths = {name: outputs / name.lower() / "checkpoint.pt" for name in GENERATORS}
+    loaded = {name: load_run(path, GENERATORS[name]) for name, path in paths.items() if path.exists()}
+    if not loaded:
+        raise common.UserError(f"{outputs} has no checkpoint of gan.py or dcgan.py: run one of them first")
+    (train, test), labels = common.load_fashion_mnist(data), common.load_fashion_mnist(data, "labels")
+    common.use_the_cpu_well()
+    with tqdm(total=EPOCHS + 2 + len(loaded), desc="comparing", mininterval=1) as bar:
+        judge = load_judge(outputs / "classifier.pt", train, labels[0], bar.update)
+        train, test = train[:, 0], test[:, 0]
+        features, classes = judge_images(judge, test)
+        real = features, neighbourhood(features)
+        bar.update()
+        runs, columns, shares = {}, {}, {}
+        for name, (G, history, latent_dim) in loaded.items():
+            z = torch.randn(N, latent_dim, generator=torch.Generator().manual_seed(2017))
+            images = in_parts(lambda part, G=G: common.generate(G, part), z)
+            rows, shares[name] = measure_images(judge, images, real)
+            smoothness, path, jumps = measure_latent_space(G, judge, latent_dim)
+            rows |= measure_stability(history) | smoothness | measure_memorisation(images, train)
+            columns[name] = rows
+            runs[name] = {"history": history, "samples": images[:32], "path": path, "jumps": jumps}
+            bar.update()
+        columns["real data"], shares["real data"] = measure_images(judge, train[:N], real)
+        columns["real data"] |= measure_memorisation(test, train)
+        bar.update()
+    accuracy = (classes == labels[1]).float().mean().item()
+    table = (f"{N:,} images each; real data: training images. The judge's test accuracy: {accuracy:.4f}.\n\n"
+             + comparison_table(columns))
+    common.save(outputs / "comparison.md", lambda file: file.write(table.encode()))
+    common.save(outputs / "comparison.png", comparison_figure(runs, test[:32], shares).savefig)
+    return table
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--outputs", type=common.Path, default="outputs", help="folder of the runs (outputs)")
+    parser.add_argument("--data", type=common.Path, default="data", help="folder of the images (data)")
+    args = parser.parse_args(argv)
+    with common.errors_for_people():
+        print(compare(args.outputs.expanduser(), args.data.expanduser()))
         print(f"table and figure in {args.outputs}")
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("stopped")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""Our training loop against the textbook's: `python tests/benchmark.py`, on a machine that does nothing else.
+"""Our training loop against the textbook's: `python tests/benchmark.py`, on Linux or macOS and nothing else.
 
 Each side trains the same networks on the same images, in a process of its own, in turns, ROUNDS times.
 Printed are the medians: images per second and their ratio, milliseconds per phase, page faults, memory, and
 the share of the machine's measured matrix-product rate that the arithmetic of the networks reaches.
 
 The textbook's loop is Algorithm 1 as tutorials write it: DataLoader with ToTensor and Normalize, float32,
-nn.Upsample, nn.Conv2d and nn.Dropout, default Adam, probabilities and binary cross-entropy, .item() at every
-step. It draws fresh z for the generator's step, and it keeps no moving average.
+nn.Upsample and nn.Conv2d, default Adam, probabilities and binary cross-entropy, .item() at every
+step. It draws fresh z for the generator's step, and it has neither a moving average nor the R1 penalty.
 """
 
 import argparse
@@ -72,13 +72,12 @@ def textbook_network(network):
     """The network with torch's own layers where ours has others for the same; same weights."""
     layers = []
     for layer in network.layers:
-        if isinstance(layer, dcgan.UpsampleConv | dcgan.Conv):
-            has_bias = layer.bias is not None
-            conv = nn.Conv2d(layer.in_channels, layer.out_channels, 3, padding=1, bias=has_bias)
+        if isinstance(layer, dcgan.UpsampleConv):
+            conv = nn.Conv2d(layer.in_channels, layer.out_channels, 3, padding=1, bias=False)
             conv.load_state_dict(layer.state_dict())
-            layers += [nn.Upsample(scale_factor=2), conv] if isinstance(layer, dcgan.UpsampleConv) else [conv]
+            layers += [nn.Upsample(scale_factor=2), conv]
         else:
-            layers.append(nn.Dropout(layer.p) if isinstance(layer, gan.Dropout) else layer)
+            layers.append(layer)
     network.layers = nn.Sequential(*layers)
     return network
 
@@ -104,13 +103,13 @@ def run_textbook(model, data, steps, watch):
             start, faults = begin(watch)
         x = next_batch()
         optimizers[1].zero_grad()
-        real_loss = loss(D.probability(x), one)
-        fake_loss = loss(D.probability(G(torch.randn(BATCH, 100)).detach()), zero)
+        real_loss = loss(D(x).sigmoid(), one)
+        fake_loss = loss(D(G(torch.randn(BATCH, 100)).detach()).sigmoid(), zero)
         D_loss = (real_loss + fake_loss) / 2
         D_loss.backward()
         optimizers[1].step()
         optimizers[0].zero_grad()
-        G_loss = loss(D.probability(G(torch.randn(BATCH, 100))), one)
+        G_loss = loss(D(G(torch.randn(BATCH, 100))).sigmoid(), one)
         G_loss.backward()
         optimizers[0].step()
         D_loss.item(), G_loss.item()
@@ -118,15 +117,15 @@ def run_textbook(model, data, steps, watch):
 
 
 def run_ours(model, data, steps, watch, precision):
-    common.keep_freed_memory()
+    common.use_the_cpu_well()
     module = MODELS[model]
     device = torch.device("cpu")
     dtype = common.choose_dtype(precision, device)
-    settings = {"seed": 0, "latent_dim": 100, "learning_rate": 1e-3, "batch_size": BATCH, "ema_decay": 0.9999}
+    settings = {"seed": 0, "latent_dim": 100, "learning_rate": 1e-3, "batch_size": BATCH, "r1_gamma": 1.0}
     training = common.new_training(module.Generator, module.Discriminator, settings, device)
-    time_networks(watch, training["G"], training["D"], (training["G_optimizer"], training["D_optimizer"]))
+    time_networks(watch, training.G, training.D, (training.G_optimizer, training.D_optimizer))
     common.update_average = watch.wrap("average", common.update_average)
-    images, _ = common.load_fashion_mnist(data, "train")
+    images = common.load_fashion_mnist(Path(data))[0]
     common.train_epoch(training, images[: BATCH * (steps // 3)], 1, settings, dtype, lambda: None)
     start, faults = begin(watch)
     common.train_epoch(training, images[: BATCH * steps], 1, settings, dtype, lambda: None)
@@ -158,7 +157,7 @@ def flops_per_step(model):
     optimizers = [torch.optim.SGD(network.parameters(), lr=0) for network in (G, D)]
     x, z = torch.zeros(BATCH, 1, 28, 28), torch.zeros(BATCH, 100)
     with FlopCounterMode(display=False) as counter:
-        common.train_step(G, D, *optimizers, x, z, torch.float32)
+        common.train_step(common.Training(G, D, G, *optimizers), x, z, 0, torch.float32)
     return counter.get_total_flops()
 
 
@@ -217,9 +216,10 @@ def main():
         print(json.dumps(result))
         return
     with tempfile.TemporaryDirectory() as folder:  # torchvision's layout, which both sides read
-        raw = Path(folder, "FashionMNIST", "raw")
-        source = common.load_fashion_mnist(args.data, "train") and Path(args.data, "FashionMNIST", "raw")
-        common.keep_verified(source if source.exists() else common.DEBIAN_FOLDER, raw)
+        common.load_fashion_mnist(Path(args.data))
+        sources = common.verified_files(args.data) or common.verified_files(common.DEBIAN_FOLDER)
+        for name, content in sources.items():
+            common.save(Path(folder, "FashionMNIST", "raw", name), lambda file, x=content: file.write(x))
         bfloat16 = args.bfloat16 or common.choose_dtype("auto", torch.device("cpu")) is torch.bfloat16
         print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, "
               f"{torch.backends.cpu.get_cpu_capability()}, bfloat16 units: {'yes' if bfloat16 else 'no'}")

@@ -2,14 +2,17 @@
 
 import gzip
 import hashlib
+import sys
 from pathlib import Path
 
 import pytest
 
-import common
-
-CUT = Path(__file__).parent / "fashion_mnist_cut"
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))  # so that `pytest` alone finds the scripts
+CUT = ROOT / "tests" / "fashion_mnist_cut"
 RAW = CUT / "FashionMNIST" / "raw"
+
+import common  # noqa: E402
 
 
 def accept_cut():
@@ -17,6 +20,12 @@ def accept_cut():
     for name in common.SHA256:
         content = gzip.decompress((RAW / f"{name}.gz").read_bytes())
         common.SHA256[name] = hashlib.sha256(content).hexdigest()
+
+
+@pytest.fixture(autouse=True)
+def nothing_said():
+    """What was said in one test may be said in the next."""
+    common.say.cache_clear()
 
 
 @pytest.fixture
@@ -30,10 +39,9 @@ def checksums(monkeypatch):
 def cut(checksums, monkeypatch):
     """The folder to give as --data; every other source of the images is empty."""
     monkeypatch.setattr(common, "DEBIAN_FOLDER", Path("/nonexistent"))
-    monkeypatch.setattr(common, "download", unreachable)
-    monkeypatch.setattr(common, "fetch_debian_package", unreachable)
+    monkeypatch.setattr(common, "fetch", unreachable)
     return CUT
 
 
-def unreachable(raw):
+def unreachable(source, folder):
     raise RuntimeError("no network in tests")

@@ -5,10 +5,12 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from test_figures import assert_12_cm_wide_at_200_dpi, assert_no_text_is_cut
 from test_scripts import train
 from torch import nn
 
+import common
 import compare
 import dcgan
 import gan
@@ -32,29 +34,26 @@ def two_clusters(n):
     return points
 
 
-def test_precision_recall_density_coverage():
+def precision_recall_coverage(real, fake):
+    return compare.precision_recall_coverage(real, compare.neighbourhood(real), fake)
+
+
+def test_precision_recall_coverage():
     torch.manual_seed(0)
     real = two_clusters(300)
-    same = compare.precision_recall_density_coverage(real, real)
-    assert same["precision"] == same["recall"] == same["coverage"] == 1
-
-    half = compare.precision_recall_density_coverage(real, real[:300])  # a set that lacks half of the classes
-    assert half["precision"] == 1 and half["recall"] == half["coverage"] == 0.5
-
-    far = compare.precision_recall_density_coverage(real, real + 1000)
-    assert far == {"precision": 0, "recall": 0, "density": 0, "coverage": 0}
-
-    alike = compare.precision_recall_density_coverage(two_clusters(2000), two_clusters(2000))
-    # of independent sets of one distribution: density 1 and coverage 1 - 2^-K (Naeem et al. 2020)
-    assert alike["density"] == pytest.approx(1, abs=0.06)
-    assert alike["coverage"] == pytest.approx(1 - 2**-compare.K, abs=0.02)
+    assert precision_recall_coverage(real, real) == [1, 1, 1]
+    # a set that lacks half of the classes; one that has nothing to do with it
+    assert precision_recall_coverage(real, real[:300]) == [1, 0.5, 0.5]
+    assert precision_recall_coverage(real, real + 1000) == [0, 0, 0]
+    # of independent sets of one distribution the coverage is 1 - 2^-K (Naeem et al. 2020)
+    _, _, coverage = precision_recall_coverage(two_clusters(2000), two_clusters(2000))
+    assert coverage == pytest.approx(1 - 2**-compare.K, abs=0.02)
 
 
-def test_density_counts_the_neighbourhoods_an_image_lies_in():
+def test_coverage_counts_the_neighbourhoods_that_an_image_lies_in():
     real = torch.arange(100.0)[:, None]  # K = 5: the 5th nearest of 50 is 3 away, so 47 to 53 reach it
-    found = compare.precision_recall_density_coverage(real, torch.full((10, 1), 50.0))
-    assert found["density"] == pytest.approx(7 / 5)
-    assert found["coverage"] == pytest.approx(7 / 100)
+    _, _, coverage = precision_recall_coverage(real, torch.full((10, 1), 50.0))
+    assert coverage == pytest.approx(7 / 100)
 
 
 def test_sharpness():
@@ -64,18 +63,6 @@ def test_sharpness():
     dot[0, 9, 9] = 10  # Laplacian -40 there, 10 at its four neighbours; 26 x 26 pixels have all of theirs
     assert compare.sharpness(dot) == pytest.approx((40**2 + 4 * 10**2) / 26**2)
     assert compare.sharpness(torch.cat([dot, ramp])) == pytest.approx(2000 / 26**2 / 2)
-
-
-def test_class_entropy():
-    assert compare.class_entropy(torch.full((10,), 0.1)) == pytest.approx(1)
-    assert compare.class_entropy(torch.tensor([1.0] + [0.0] * 9)) == 0
-    two = compare.class_entropy(torch.tensor([0.5, 0.5] + [0.0] * 8))
-    assert two == pytest.approx(math.log(2) / math.log(10))
-
-
-def test_spread_within_classes():
-    features = torch.tensor([[0.0], [2.0], [100.0], [106.0]])  # distances 2 and 6
-    assert compare.spread_within_classes(features, torch.tensor([3, 3, 8, 8])) == 4
 
 
 def test_interpolation_is_on_the_circle():
@@ -124,29 +111,49 @@ def test_interpolation_steps_show_a_jump():
     assert changes.argmax() == 4 and changes.max() > 400 and changes.sum() - changes.max() < 5
 
 
-def test_stability():
-    steps = torch.zeros(60, 4, 4)
-    steps[..., 0] = torch.tensor([0.4, 0.6, 0.4, 0.6])  # D's loss swings within every epoch
-    steps[..., 1] = torch.arange(60)[:, None] % 2  # G's from epoch to epoch
-    steps[..., 2], steps[..., 3] = 0.75, 0.4
+def test_stability(monkeypatch):
+    monkeypatch.setattr(compare, "SAMPLE_EVERY", 30)
+    D_loss = torch.tensor([0.4, 0.6, 0.4, 0.6]).repeat(60, 1)  # swings within every epoch
+    G_loss = torch.arange(60.0)[:, None].repeat(1, 4) % 2  # from epoch to epoch
     samples = torch.zeros(60, 64, 28, 28, dtype=torch.uint8)
     samples[29], samples[59] = 20, 50
-    found = list(compare.stability({"steps": steps, "samples": samples}, 30).values())
-    deviation = np.std([0, 1] * 25, ddof=1)
-    expected = [np.std([0.4, 0.6, 0.4, 0.6], ddof=1), 0, 0, deviation, 0.25, 0.1, 30]
-    np.testing.assert_allclose(found, expected, atol=1e-6)
+    history = common.History(D_loss, G_loss, D_loss, D_loss, samples, [1.0] * 60, "")
+    found = {measure: value for (_, measure, _), value in compare.measure_stability(history).items()}
+    deviation = np.std([0.4, 0.6, 0.4, 0.6], ddof=1)
+    expected = {"D loss: deviation in an epoch": deviation, "G loss: deviation in an epoch": 0,
+                "change of the samples": 30}  # fmt: skip
+    assert found == pytest.approx(expected)
 
 
-def test_nearest_distance_finds_copies():
-    train = torch.arange(0, 250, 10, dtype=torch.uint8)[:, None, None, None].expand(-1, 1, 28, 28)
-    copies = compare.nearest_distance(train[:5, 0], train)
-    moved = compare.nearest_distance(train[:5, 0] + 3, train)
-    assert list(copies.values())[0] < 0.1 and list(moved.values())[0] == pytest.approx(3, abs=0.05)
+def test_memorisation_finds_copies():
+    train = torch.arange(0, 250, 10, dtype=torch.uint8)[:, None, None].expand(-1, 28, 28)
+    (copies,) = compare.measure_memorisation(train[:5], train).values()
+    (moved,) = compare.measure_memorisation(train[:5] + 3, train).values()
+    assert copies < 0.1 and moved == pytest.approx(3, abs=0.05)
+
+
+def test_shares_of_the_garments():
+    class Judge(nn.Module):
+        """Sees the class in the brightness."""
+
+        def features(self, x):
+            return torch.cat([x.flatten(1)[:, :1], torch.randn(len(x), 1)], 1)
+
+        def classify(self, features):
+            return F.one_hot(((features[:, 0] + 1) * 127.5).round().long(), 10).float()
+
+    images = torch.tensor([3, 3, 3, 8] * 5, dtype=torch.uint8)[:, None, None].expand(-1, 28, 28)
+    real = torch.randn(10, 2)
+    rows, shares = compare.measure_images(Judge(), images, (real, compare.neighbourhood(real)))
+    values = {measure: value for (_, measure, _), value in rows.items()}
+    assert shares.tolist() == [0, 0, 0, 0.75, 0, 0, 0, 0, 0.25, 0]
+    assert values["largest share of a garment"] == 0.75 and values["smallest share of a garment"] == 0
 
 
 def test_the_figure_shows_the_losses_the_jumps_and_the_shares():
-    steps = torch.tensor([0.5, 1.5, 0.6, 0.4]) * torch.tensor([[[0.8], [1.2]]] * 3)  # deviation: a fifth
-    run = {"history": {"steps": steps}, "samples": torch.zeros(32, 28, 28, dtype=torch.uint8),
+    swing = torch.tensor([[0.8, 1.2]] * 3)  # deviation: a fifth
+    history = common.History(0.5 * swing, 1.5 * swing, swing, swing, None, [1.0] * 3, "")
+    run = {"history": history, "samples": torch.zeros(32, 28, 28, dtype=torch.uint8),
            "path": torch.zeros(2, 17, 28, 28), "jumps": torch.tensor([[0.5, 1.5], [1.0, 2.5]])}  # fmt: skip
     shares = {name: torch.arange(10) / 45 for name in ("GAN", "DCGAN", "real data")}
     figure = compare.comparison_figure({"GAN": run, "DCGAN": run}, run["samples"], shares)
@@ -171,24 +178,29 @@ def test_compare_writes_table_and_figure(cut, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(compare, "EPOCHS", 1)
     for model in (gan, dcgan):
         train(tmp_path, "--epochs", 2, model=model, data=cut)
-    argv = ["compare.py", "--outputs", str(tmp_path), "--data", str(cut)]
-    monkeypatch.setattr("sys.argv", argv)
-    compare.main()
+    argv = ["--outputs", str(tmp_path), "--data", str(cut)]
+    compare.main(argv)
     table = (tmp_path / "comparison.md").read_text()
     assert table in capsys.readouterr().out
-    rows = [line.split(" | ") for line in table.splitlines() if line.startswith("| ") and "**" not in line]
-    assert rows[0] == ["| measure", "GAN", "DCGAN", "real data", "what it means |"]
-    assert len(rows) == 1 + sum(len(measures) for measures in compare.MEANINGS.values())
+    rows = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("| ")]
+    assert rows[0] == ["measure", "GAN", "DCGAN", "real data", "what it means"]
+    assert len(rows) == 1 + 13
+    for measure, GAN, DCGAN, real, meaning in rows[1:]:
+        assert meaning
+        if "change of the samples" not in measure:  # which takes two grids
+            assert float(GAN.replace(",", "")) >= 0 and float(DCGAN.replace(",", "")) >= 0
+        assert (real == "") == measure.startswith(("Stability", "Smoothness"))
     assert (tmp_path / "comparison.png").stat().st_size > 10_000
 
     (tmp_path / "dcgan" / "checkpoint.pt").unlink()  # either alone will do, and the judge is there already
     monkeypatch.setattr(compare, "train_judge", None)
-    compare.main()
+    compare.main(argv)
     assert "DCGAN" not in (tmp_path / "comparison.md").read_text()
 
 
-def test_compare_without_a_run(cut, tmp_path, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["compare.py", "--outputs", str(tmp_path), "--data", str(cut)])
+def test_compare_without_a_run(cut, tmp_path, capsys):
     with pytest.raises(SystemExit) as raised:
-        compare.main()
-    assert str(tmp_path) in raised.value.code and "run one of them first" in raised.value.code
+        compare.main(["--outputs", str(tmp_path), "--data", str(cut)])
+    line = capsys.readouterr().err
+    assert raised.value.code == 1 and line.count("\n") == 1
+    assert str(tmp_path) in line and "run one of them first" in line

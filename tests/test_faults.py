@@ -7,7 +7,6 @@ The long form, by hand: `PYTHONPATH=. python tests/test_faults.py gan.py 20 200 
 import contextlib
 import os
 import random
-import resource
 import shutil
 import signal
 import subprocess
@@ -19,9 +18,11 @@ from pathlib import Path
 import pytest
 import torch
 from test_scripts import FIGURES, QUICK, ROOT, assert_same, failure, train
+from torch import nn
 
 import common
 import dcgan
+import gan
 
 OPTIONS = (*QUICK, "--sample-every", "100")
 
@@ -100,12 +101,16 @@ def test_ctrl_c_and_sigterm_end_with_one_line(number, tmp_path):
     process.send_signal(number)
     errors = finish(process, 130)
     assert "Traceback" not in errors
-    assert errors.splitlines()[-1] == "stopped: the same command goes on after the last finished epoch"
-    assert torch.load(tmp_path / "gan" / "checkpoint.pt", weights_only=True)["history"]["seconds"]
+    done = len(torch.load(tmp_path / "gan" / "checkpoint.pt", weights_only=True)["history"]["seconds"])
+    assert errors.splitlines()[-1] == (f"stopped after epoch {done}: the same command goes on; "
+                                       f"with --epochs {done} it draws the figures of what is there")  # fmt: skip
+    again = start("gan.py", tmp_path, done)
+    finish(again)
+    assert (tmp_path / "gan" / f"samples_epoch_{done:03d}.png").exists()
 
 
 def test_a_second_run_on_the_folder_stops(cut, tmp_path, capsys):
-    with common.sole_use(tmp_path / "gan"):  # such a lock holds against everybody who opens the file anew
+    with common.locked(tmp_path / "gan"):  # such a lock holds against everybody who opens the file anew
         line = failure(1, capsys, *QUICK, "--data", cut, "--outputs", tmp_path)
     assert "in use by another run" in line and str(tmp_path / "gan") in line
     train(tmp_path, "--epochs", 1, data=cut)  # and once the first is gone, it may
@@ -126,6 +131,8 @@ def test_a_full_disk_leaves_the_last_checkpoint(cut, tmp_path):
     files = {path: path.read_bytes() for path in folder.iterdir()}
 
     def limit_file_size():
+        import resource  # not on Windows
+
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000_000, 20_000_000))
 
     errors = finish(start("gan.py", tmp_path, 2, preexec_fn=limit_file_size), 1)
@@ -199,11 +206,11 @@ def put_code(path):
         flip_a_bit,
         write_text,
         put_code,
-        change("history", lambda history: {**history, "steps": history["steps"][:, :1]}),
+        change("history", lambda history: {**history, "D_loss": history["D_loss"][:0]}),
         change("history", lambda history: {**history, "seconds": []}),
         change("D", lambda state: {**state, "layers.1.weight": torch.zeros(3, 3)}),
         change("G_optimizer", lambda state: {}),
-        change("settings", lambda settings: {}),
+        change("settings", lambda settings: None),
     ],
 )
 def test_a_damaged_checkpoint_is_one_line_and_is_left_alone(damage, cut, tmp_path, capsys):
@@ -232,7 +239,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(cut, tmp_path, capsys, monkeypa
     step, calls = common.train_step, iter(range(100))
 
     def broken_step(*arguments):
-        return step(*arguments) * (float("nan") if next(calls) == 1 else 1)
+        losses = step(*arguments)
+        return {**losses, "G_loss": losses["G_loss"] * (float("nan") if next(calls) == 1 else 1)}
 
     monkeypatch.setattr(common, "train_step", broken_step)
     with pytest.raises(SystemExit) as raised:
@@ -240,6 +248,42 @@ def test_a_loss_that_is_not_finite_stops_the_run(cut, tmp_path, capsys, monkeypa
     line = capsys.readouterr().err.splitlines()[-1]
     assert raised.value.code == 1 and "epoch 2" in line and "not finite" in line and "--learning-rate" in line
     assert_same(before, torch.load(tmp_path / "gan" / "checkpoint.pt", weights_only=True))
+
+
+def test_a_loss_that_runs_away_is_said_once(cut, tmp_path, capsys, monkeypatch):
+    step = common.train_step
+
+    def run_away(*arguments):
+        return {**step(*arguments), "D_loss": torch.tensor(3e6)}
+
+    train(tmp_path, "--epochs", 1, data=cut)
+    monkeypatch.setattr(common, "train_step", run_away)
+    capsys.readouterr()
+    train(tmp_path, "--epochs", 4, data=cut)
+    assert capsys.readouterr().err.count("warning: a loss has run away") == 1
+
+
+def test_a_changed_layer_is_said_to_be_one(cut, tmp_path, capsys, monkeypatch):
+    train(tmp_path, "--epochs", 1, data=cut)
+
+    class Narrower(gan.Discriminator):
+        def __init__(self):
+            super().__init__()
+            self.layers[3], self.layers[5] = nn.Linear(512, 200), nn.Linear(200, 1)
+
+    monkeypatch.setattr(gan, "Discriminator", Narrower)
+    line = failure(1, capsys, *QUICK, "--data", cut, "--outputs", tmp_path)
+    assert "other layers" in line and "damaged" not in line and "--fresh" in line and "--outputs" in line
+    assert "D.layers.3 was Linear(in_features=512, out_features=256" in line and "out_features=200" in line
+    assert "layers.1 " not in line
+
+
+def test_a_setting_that_an_older_checkpoint_does_not_know(cut, tmp_path, capsys):
+    train(tmp_path, "--epochs", 1, data=cut)
+    path = tmp_path / "gan" / "checkpoint.pt"
+    change("settings", lambda settings: {k: v for k, v in settings.items() if k != "r1_gamma"})(path)
+    line = failure(1, capsys, *QUICK, "--data", cut, "--outputs", tmp_path)
+    assert "r1_gamma was unknown, is now 1.0" in line and "damaged" not in line
 
 
 def test_a_data_path_that_is_a_file(cut, tmp_path, capsys):

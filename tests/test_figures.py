@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.colors import to_rgb
-from PIL import Image
+from PIL import Image, ImageSequence
 from torch import nn
 
 import common
@@ -34,14 +34,14 @@ def history():
         [[0.4, 2.0, 0.7, 0.3], [0.8, 1.0, 0.9, 0.1]],
     ])  # fmt: skip
     samples = (torch.arange(64) * 4).byte()[None, :, None, None].expand(3, 64, 28, 28)
-    return {"steps": steps, "samples": samples, "seconds": [1.0, 2.0, 3.5]}
+    return common.History(*steps.unbind(2), samples, [1.0, 2.0, 3.5], '{"seed": 0}')
 
 
 def test_losses(history):
     figure = common.losses_figure(history, "GAN")
     assert_12_cm_wide_at_200_dpi(figure)
     (axes,) = figure.axes
-    thin_D, thin_G, mean_D, mean_G, undecided = axes.lines
+    thin_D, mean_D, thin_G, mean_G, undecided = axes.lines
     np.testing.assert_allclose(thin_D.get_ydata(), [0.5, 0.7, 0.6, 0.6, 0.4, 0.8], rtol=1e-6)
     np.testing.assert_allclose(thin_G.get_ydata(), [1.0, 1.4, 1.5, 1.5, 2.0, 1.0], rtol=1e-6)
     np.testing.assert_allclose(mean_D.get_ydata(), [0.6, 0.6, 0.6], rtol=1e-6)
@@ -63,14 +63,14 @@ def assert_cells(figure, axes, greys):
     image = pixels(figure)
     cell = 30  # an image of 28 pixels and a gap of 2
     for row, column in np.ndindex(greys.shape):
-        centre = column * cell + 15.5, row * cell + 15.5
+        centre = column * cell + 14.5, row * cell + 14.5
         x, y = axes.transData.transform(centre)
         found = image[image.shape[0] - 1 - int(y), int(x)]
         assert np.abs(found.astype(int) - int(greys[row, column])).max() <= 1, (row, column)
 
 
 def test_samples(history):
-    figure = common.images_figure(history["samples"][0], "DCGAN, epoch 50")
+    figure = common.images_figure(history.samples[0], "DCGAN, epoch 50")
     assert_12_cm_wide_at_200_dpi(figure)
     assert "DCGAN" in figure.get_suptitle() and "epoch 50" in figure.get_suptitle()
     assert_cells(figure, figure.axes[0], np.arange(64).reshape(8, 8) * 4)
@@ -144,8 +144,8 @@ def test_perturbation_grid():
     assert top == [f"Sample {i}" for i in range(1, 9)]
     grids = [np.asarray(panel.images[0].get_array()) for panel in panels]
     for grid in grids:
-        assert np.array_equal(grid[32:60], grids[0][32:60])  # the unperturbed row
-        assert not np.array_equal(grid[2:30], grid[32:60])
+        assert np.array_equal(grid[31:59], grids[0][31:59])  # the unperturbed row
+        assert not np.array_equal(grid[1:29], grid[31:59])
 
 
 def test_text_is_inside_the_page_and_does_not_overlap():
@@ -166,29 +166,33 @@ def assert_no_text_is_cut(figure, labels):
         assert not any(box.overlaps(other) for other in boxes[i + 1 :])
 
 
-def test_animation_has_one_frame_an_epoch(history):
-    history["samples"] = torch.stack([constant(*[30 + 90 * i] * 64) for i in range(3)])
-    frames = common.animation(history, "GAN")
-    assert len(frames) == 3
-    for i, frame in enumerate(frames):
-        grey = np.asarray(frame.convert("L"))[100, 100]  # inside an image
-        assert abs(int(grey) - (30 + 90 * i)) <= 16  # 16 grey levels
+def frames_of(folder, history):
+    """The frames of training.gif, each as its grey level inside an image."""
+    zeros = torch.zeros(8, 28, 28, dtype=torch.uint8)
+    response = torch.zeros(1, 1)
+    perturbation = zeros[None, None], response, [0], [0.0]
+    common.draw_results(folder, history, "GAN", zeros, zeros, zeros, perturbation)
+    with Image.open(folder / "training.gif") as gif:
+        return [int(np.asarray(frame.convert("L"))[100, 100]) for frame in ImageSequence.Iterator(gif)]
 
 
-def test_animation_of_a_long_run_keeps_50_frames_and_ends_with_the_last_epoch(history):
-    history["samples"] = torch.stack([constant(*[epoch] * 64) for epoch in range(1, 201)])
-    frames = common.animation(history, "GAN")
-    greys = [int(np.asarray(frame.convert("L"))[100, 100]) for frame in frames]
-    assert len(frames) == 50
-    for grey, epoch in zip(greys, range(4, 201, 4), strict=True):
-        assert abs(grey - epoch) <= 16
+def test_animation_has_one_frame_an_epoch(history, tmp_path):
+    history.samples = torch.stack([constant(*[30 + 90 * i] * 64) for i in range(3)])
+    np.testing.assert_allclose(frames_of(tmp_path, history), [30, 120, 210], atol=16)  # 16 grey levels
+
+
+def test_animation_of_a_long_run_keeps_50_frames_and_ends_with_the_last_epoch(history, tmp_path):
+    history.samples = torch.stack([constant(*[epoch] * 64) for epoch in range(1, 201)])
+    history.seconds = [1.0] * 200
+    np.testing.assert_allclose(frames_of(tmp_path, history), range(4, 201, 4), atol=16)
 
 
 def test_history_is_mean_and_deviation_of_each_epoch(history, tmp_path):
-    common.save_history(tmp_path / "history.csv", history)
+    common.save_tables(tmp_path, history)
     rows = list(csv.DictReader((tmp_path / "history.csv").open()))
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]
     last = {key: float(value) for key, value in rows[2].items()}
     expected = {"D_loss_mean": 0.6, "D_loss_std": 0.2, "G_loss_mean": 1.5, "G_loss_std": 0.5}
     expected |= {"D_x_mean": 0.8, "D_G_z_mean": 0.2, "seconds": 3.5, "epoch": 3}
-    assert last == pytest.approx(expected, abs=1e-5)
+    assert last == pytest.approx({**last, **expected}, abs=1e-5)
+    assert (tmp_path / "settings.json").read_text() == '{"seed": 0}'
