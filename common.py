@@ -67,7 +67,6 @@ TIMEOUT = 20  # seconds without an answer from the network
 
 def load_fashion_mnist(data, kind="images"):
     """Training and test set (Xiao et al. 2017), from the first source that has both undamaged.
-
     kind: "images", uint8 (60,000, 1, 28, 28) and (10,000, 1, 28, 28), or "labels", uint8 (60,000,) and
     (10,000,) in 0..9. Raises UserError, with a line a source, when none has them.
     """
@@ -600,7 +599,7 @@ OPTIONS = (  # name, default, lowest and highest value, help
     ("limit", 60_000, 1, 60_000, "train on the first so many images only"),
     ("sample-every", 50, 1, 10**9, "epochs between sample grids"),
     ("images", 0, 0, 10**6, "write so many generated images as single PNGs"),
-    ("perturb-dims", None, 0, np.inf, "move these of z's dimensions, counted from 0; None: five spread over z"),
+    ("perturb-dims", None, 0, np.inf, "move these dimensions of z, from 0 on; None: five spread over z"),
     ("perturb-offsets", [-4.0, 0.0, 4.0], -1000, 1000, "by so much; z is from N(0, 1)"),
 )
 

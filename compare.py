@@ -2,8 +2,7 @@
 
 Reads outputs/gan and outputs/dcgan (either alone will do), and writes outputs/comparison.png and
 outputs/comparison.md. Quality and variety are judged in the features of a small classifier of FashionMNIST,
-trained here once and kept in outputs/classifier.pt: 10,000 generated images against the 10,000 test images;
-what 10,000 training images score is the best that can be expected. Every sample is of fixed random numbers.
+trained here once and kept in outputs/classifier.pt: 10,000 generated images against the 10,000 test images.
 """
 
 import common  # first: it says in one line which package is missing
@@ -38,27 +37,27 @@ class Judge(nn.Module):
 
     def __init__(self):
         super().__init__()
-
-        def block(channels_in, channels_out):
-            conv = nn.Conv2d(channels_in, channels_out, 3, padding=1)
-            return conv, nn.MaxPool2d(2), nn.BatchNorm2d(channels_out), nn.ReLU()
-
-        self.features = nn.Sequential(*block(1, 32), *block(32, 64), *block(64, 128), nn.Flatten(),
-                                      nn.Linear(128 * 3 * 3, 128), nn.ReLU())
+        self.features = nn.Sequential(*self.block(1, 32), *self.block(32, 64), *self.block(64, 128),
+                                      nn.Flatten(), nn.Linear(128 * 3 * 3, 128), nn.ReLU())
         self.classify = nn.Sequential(nn.Dropout(0.4), nn.Linear(128, 10))
+
+    @staticmethod
+    def block(channels_in, channels_out):
+        conv = nn.Conv2d(channels_in, channels_out, 3, padding=1)
+        return conv, nn.MaxPool2d(2), nn.BatchNorm2d(channels_out), nn.ReLU()
 
     def forward(self, x):
         return self.classify(self.features(x))
 
 
-def train_judge(images, labels, epochs, progress):
-    """A Judge trained on uint8 images (N, 1, 28, 28) and their labels; progress(): called every epoch."""
+def train_judge(images, labels, epochs):
+    """A Judge trained on uint8 images (N, 1, 28, 28) and their labels (N,)."""
     torch.manual_seed(0)
     judge = Judge().to(memory_format=torch.channels_last)
-    steps = epochs * math.ceil(len(images) / 128)
     optimizer = torch.optim.Adam(judge.parameters(), fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=5e-3, total_steps=steps)
-    for _ in range(epochs):
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=5e-3, epochs=epochs, steps_per_epoch=math.ceil(len(images) / 128))
+    for _ in tqdm(range(epochs), "training the judge", mininterval=1):
         for batch in torch.randperm(len(images)).split(128):
             x = common.scale(images[batch])
             mirrored = torch.rand(len(batch)) < 0.5  # a garment is the same garment seen in a mirror
@@ -67,7 +66,6 @@ def train_judge(images, labels, epochs, progress):
             F.cross_entropy(judge(x), labels[batch].long()).backward()
             optimizer.step()
             schedule.step()
-        progress()
     return judge.eval()
 
 
@@ -117,16 +115,14 @@ def precision_recall_coverage(real, real_radius, fake):
 
 
 def sharpness(images):
-    """Of uint8 images (N, 28, 28), in grey levels squared: the variance of an image's Laplacian, the measure
-    by which microscopes focus (Pech-Pacheco et al. 2000), averaged over the images."""
+    """Of uint8 images (N, 28, 28): the variance of their Laplacian (Pech-Pacheco et al. 2000), on average."""
     laplacian = torch.tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]])[None, None]
     edges = F.conv2d(images[:, None].float(), laplacian)
     return edges.flatten(1).var(1, correction=0).mean().item()
 
 
 def interpolate(a, b, t):
-    """Between latent vectors a and b (..., L) on the great circle, the way of vectors from N(0, 1): at t = 0
-    a, at t = 1 b (slerp; White 2016)."""
+    """From latent vectors a (t = 0) to b (t = 1), both (..., L), on the great circle (slerp; White 2016)."""
     angle = torch.acos(F.cosine_similarity(a, b, dim=-1).clamp(-1, 1))[..., None]
     return (torch.sin((1 - t) * angle) * a + torch.sin(t * angle) * b) / torch.sin(angle)
 
@@ -151,12 +147,10 @@ def interpolation_steps(G, judge, z_a, z_b, steps):
     return x.view(*z.shape[:2], 1, 28, 28), features.diff(dim=1).norm(dim=2)
 
 
-# ---------------------------------------- rows of the table: {(claim, measure, meaning): value}
-
-
 def measure_images(judge, images, real):
-    """Quality and variety of uint8 images (N, 28, 28), and the shares (10,) of the garments among them.
-    real: the features (M, F) of test images and their neighbourhood (M,)."""
+    """Rows of the table, {(claim, measure, meaning): value}, on quality and variety of uint8 images
+    (N, 28, 28), and the shares (10,) of the garments among them. real: features (M, F) of test images and
+    their neighbourhood (M,)."""
     features, classes = judge_images(judge, images)
     precision, recall, coverage = precision_recall_coverage(*real, features)
     shares = torch.bincount(classes, minlength=10) / len(classes)
@@ -174,17 +168,15 @@ def measure_images(judge, images, real):
 
 
 def measure_memorisation(images, train):
-    """Of uint8 images (N, 28, 28) and (M, 28, 28)."""
     distances = in_parts(lambda part: common.nearest(part, train)[1], images[:2000])
     return {("Memorisation", "nearest training image", "median distance in grey levels; "
              "far below that of real (test) images is copying"): distances.median().item()}
 
 
 def measure_stability(history):
-    """How the losses move within an epoch, and the samples from grid to grid."""
     grids = history.samples[SAMPLE_EVERY - 1 :: SAMPLE_EVERY].float()
     change = grids.diff(dim=0).abs().mean().item() if len(grids) > 1 else math.nan
-    D_std, G_std = (losses[-50:].std(1).mean().item() for losses in (history.D_loss, history.G_loss))
+    D_std, G_std = (x[-50:].std(1).mean().item() for x in (history.D_loss, history.G_loss))
     return {
         ("Stability", "D loss: deviation in an epoch", "mean of the last 50; lower is steadier"): D_std,
         ("Stability", "G loss: deviation in an epoch", "mean of the last 50; lower is steadier"): G_std,
@@ -203,7 +195,7 @@ def measure_latent_space(G, judge, latent_dim):
     jumps = jumps / jumps.mean(1, keepdim=True)
     return {
         ("Smoothness", "path length", "change of features per step of z, squared; lower is smoother"): length,
-        ("Smoothness", "largest jump", "of 32 steps from z to z, over the mean step; closer to 1 is smoother"):
+        ("Smoothness", "largest jump", "of 32 steps from z to z, over their mean; closer to 1 is smoother"):
             jumps.amax(1).mean().item(),
     }, images[:2, ::2, 0], jumps
 
@@ -216,9 +208,6 @@ def comparison_table(columns):
         cells = ["" if math.isnan(x) else f"{x:.3g}" if x < 1000 else f"{x:,.0f}" for x in values]
         lines.append(f"| {claim}: {measure} | {' | '.join(cells)} | {meaning} |")
     return "\n".join([*lines, ""])
-
-
-# --------------------------------------------------------------------------------- the figure
 
 
 def draw_losses(axes, history):
@@ -239,8 +228,8 @@ def draw_jumps(axes, jumps):
     for (name, changes), style in zip(jumps.items(), ("-", "--"), strict=False):
         place = np.arange(1, changes.shape[1] + 1)
         (line,) = axes.plot(place, changes.mean(0).numpy(), style, label=f"{name}, mean of {len(changes)}")
-        axes.plot(place, changes.amax(0).numpy(), style, color=line.get_color(), linewidth=0.6,
-                  label=f"{name}, largest")
+        thin = {"color": line.get_color(), "linewidth": 0.6, "label": f"{name}, largest"}
+        axes.plot(place, changes.amax(0).numpy(), style, **thin)
     axes.set_title("Change from step to step / mean step", fontsize=7)
     axes.set_xlabel("Step of the interpolation", fontsize=6)
     axes.set_ylim(0, None)
@@ -280,9 +269,9 @@ def comparison_figure(runs, real, shares):
     draw_jumps(jumps_axes, {name: run["jumps"] for name, run in runs.items()})
     draw_shares(shares_axes, shares)
     below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.17), "ncols": 2, "frameon": False}
-    for axes, place in (*((axes, {}) for axes in losses), (jumps_axes, below), (shares_axes, below)):
+    for axes in (*losses, jumps_axes, shares_axes):
         axes.tick_params(labelsize=6)
-        axes.legend(fontsize=6, **place)
+        axes.legend(fontsize=6, **(below if axes in (jumps_axes, shares_axes) else {}))
     return figure
 
 
@@ -294,21 +283,19 @@ def load_run(path, Generator):
         G.load_state_dict(checkpoint["G_ema"])
         return G.eval(), common.History(**checkpoint["history"]), checkpoint["settings"]["latent_dim"]
     except Exception as error:  # whatever Python and torch make of a bad file
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise common.UserError(f"{path} is damaged or of another network ({reason}): run it again") from error
+        reason = f"damaged or of another network ({type(error).__name__})"
+        raise common.UserError(f"{path} is {reason}: run {path.parent.name}.py --fresh") from error
 
 
-def load_judge(path, images, labels, progress):
-    """The judge kept at `path`; where there is none it is trained first."""
+def load_judge(path, images, labels):
+    """The judge kept at `path`; where there is none, or a damaged one, it is trained first."""
     judge = Judge()
     try:
         judge.load_state_dict(common.read_checkpoint(path))
-        progress(EPOCHS)
-        return judge.eval()
-    except Exception:  # there is none, or a damaged one
-        judge = train_judge(images, labels, EPOCHS, progress)
+    except Exception:
+        judge = train_judge(images, labels, EPOCHS)
         common.save(path, lambda file: torch.save(judge.state_dict(), file))
-        return judge
+    return judge.eval()
 
 
 def compare(outputs, data):
@@ -319,28 +306,22 @@ def compare(outputs, data):
         raise common.UserError(f"{outputs} has no checkpoint of gan.py or dcgan.py: run one of them first")
     (train, test), labels = common.load_fashion_mnist(data), common.load_fashion_mnist(data, "labels")
     common.use_the_cpu_well()
-    with tqdm(total=EPOCHS + 2 + len(loaded), desc="comparing", mininterval=1) as bar:
-        judge = load_judge(outputs / "classifier.pt", train, labels[0], bar.update)
-        train, test = train[:, 0], test[:, 0]
-        features, classes = judge_images(judge, test)
-        real = features, neighbourhood(features)
-        bar.update()
-        runs, columns, shares = {}, {}, {}
-        for name, (G, history, latent_dim) in loaded.items():
-            z = torch.randn(N, latent_dim, generator=torch.Generator().manual_seed(2017))
-            images = in_parts(lambda part, G=G: common.generate(G, part), z)
-            rows, shares[name] = measure_images(judge, images, real)
-            smoothness, path, jumps = measure_latent_space(G, judge, latent_dim)
-            rows |= measure_stability(history) | smoothness | measure_memorisation(images, train)
-            columns[name] = rows
-            runs[name] = {"history": history, "samples": images[:32], "path": path, "jumps": jumps}
-            bar.update()
-        columns["real data"], shares["real data"] = measure_images(judge, train[:N], real)
-        columns["real data"] |= measure_memorisation(test, train)
-        bar.update()
-    accuracy = (classes == labels[1]).float().mean().item()
-    table = (f"{N:,} images each; real data: training images. The judge's test accuracy: {accuracy:.4f}.\n\n"
-             + comparison_table(columns))
+    judge = load_judge(outputs / "classifier.pt", train, labels[0])
+    train, test = train[:, 0], test[:, 0]
+    features, classes = judge_images(judge, test)
+    real, accuracy = (features, neighbourhood(features)), (classes == labels[1]).float().mean().item()
+    runs, columns, shares = {}, {}, {}
+    for name, (G, history, latent_dim) in tqdm(loaded.items(), "measuring"):
+        z = torch.randn(N, latent_dim, generator=torch.Generator().manual_seed(2017))
+        images = in_parts(lambda part, G=G: common.generate(G, part), z)
+        columns[name], shares[name] = measure_images(judge, images, real)
+        smoothness, path, jumps = measure_latent_space(G, judge, latent_dim)
+        columns[name] |= measure_stability(history) | smoothness | measure_memorisation(images, train)
+        runs[name] = {"history": history, "samples": images[:32], "path": path, "jumps": jumps}
+    columns["real data"], shares["real data"] = measure_images(judge, train[:N], real)
+    columns["real data"] |= measure_memorisation(test, train)
+    heading = f"{N:,} images each; real data: training images. The judge's test accuracy: {accuracy:.4f}.\n\n"
+    table = heading + comparison_table(columns)
     common.save(outputs / "comparison.md", lambda file: file.write(table.encode()))
     common.save(outputs / "comparison.png", comparison_figure(runs, test[:32], shares).savefig)
     return table
@@ -353,7 +334,6 @@ def main(argv=None):
     args = parser.parse_args(argv)
     with common.errors_for_people():
         print(compare(args.outputs.expanduser(), args.data.expanduser()))
-        print(f"table and figure in {args.outputs}")
 
 
 if __name__ == "__main__":

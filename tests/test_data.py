@@ -197,7 +197,7 @@ def test_after_a_bad_mirror_comes_the_next_and_what_was_fetched_stays(bad, mirro
     check(tmp_path / "data")
 
 
-def test_a_data_folder_that_cannot_be_written_keeps_no_copy_and_trains(mirrors, monkeypatch, tmp_path, capsys):
+def test_a_data_folder_that_cannot_be_written_keeps_no_copy(mirrors, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(common, "MIRRORS", (f"{mirrors}good/",))
     (tmp_path / "file").write_text("")
     check(tmp_path / "file" / "data")  # nobody can make a folder there
@@ -215,7 +215,7 @@ def test_when_every_source_fails_each_has_a_short_line(mirrors, monkeypatch, tmp
         common.load_fashion_mnist(tmp_path / "data")
     first, *lines, way_out = str(raised.value).splitlines()
     assert "FashionMNIST was not found" in first and len(str(raised.value)) < 1000
-    sources = (tmp_path / "data", incomplete, f"{mirrors}html/", "http://127.0.0.1:1/", "dataset-fashion-mnist")
+    sources = (tmp_path / "data", incomplete, f"{mirrors}html/", "http://127.0.0.1:1/", "dataset-fashion")
     for source, line in zip(sources, lines, strict=True):
         assert str(source) in line
     assert "refused" in lines[3]

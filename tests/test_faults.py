@@ -103,7 +103,7 @@ def test_ctrl_c_and_sigterm_end_with_one_line(number, tmp_path):
     assert "Traceback" not in errors
     done = len(torch.load(tmp_path / "gan" / "checkpoint.pt", weights_only=True)["history"]["seconds"])
     assert errors.splitlines()[-1] == (f"stopped after epoch {done}: the same command goes on; "
-                                       f"with --epochs {done} it draws the figures of what is there")  # fmt: skip
+                                       f"with --epochs {done} it draws the figures of what is there")
     again = start("gan.py", tmp_path, done)
     finish(again)
     assert (tmp_path / "gan" / f"samples_epoch_{done:03d}.png").exists()

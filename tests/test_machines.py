@@ -1,4 +1,4 @@
-"""The same run on other people's machines: faults that public bug reports describe, as far as Linux can act them."""
+"""The same run on other people's machines: the faults of public bug reports, as far as Linux can act them."""
 
 import contextlib
 import errno
@@ -96,14 +96,15 @@ def test_a_file_that_somebody_holds_open_is_left_out_with_a_word(name, cut, tmp_
 
 def broken_package(folder, name):
     (folder / name).mkdir(parents=True)
-    (folder / name / "__init__.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+    (folder / name / "__init__.py").write_text("raise RuntimeError('operator nms does not exist')")
     return environment(PYTHONPATH=str(folder))
 
 
 def test_a_torchvision_that_cannot_be_imported_is_not_missed(tmp_path):
     variables = broken_package(tmp_path / "site", "torchvision")
     command = [sys.executable, str(ROOT / "tests" / "run_on_cut.py"), "gan.py", *QUICK, "--epochs", "1"]
-    result = subprocess.run([*command, "--outputs", str(tmp_path)], capture_output=True, text=True, env=variables)
+    command += ["--outputs", str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, env=variables)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "gan" / "latent_perturbation.png").exists()
 
@@ -191,7 +192,8 @@ def test_a_folder_that_the_terminal_cannot_write_down(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("quota", "threads"), [
-    ("150000 100000", 1), ("50000 100000", 1), ("400000 100000", 4), ("900000 100000", 8), ("max 100000", 8)])  # fmt: skip
+    ("150000 100000", 1), ("50000 100000", 1), ("400000 100000", 4), ("900000 100000", 8),
+    ("max 100000", 8)])  # fmt: skip
 def test_a_containers_quota_limits_the_threads(quota, threads, monkeypatch):
     chosen = [8]
     monkeypatch.setattr(Path, "read_text", lambda path: quota if str(path).endswith("cpu.max") else "")

@@ -220,7 +220,12 @@ def test_settings_json_says_what_auto_became(cut, tmp_path):
 
 def test_samples_latest_is_written_after_every_epoch(cut, tmp_path, monkeypatch):
     drawn, resize = [], Image.Image.resize
-    monkeypatch.setattr(Image.Image, "resize", lambda image, *size: (drawn.append(image), resize(image, *size))[1])
+
+    def noted(image, *size):
+        drawn.append(image)
+        return resize(image, *size)
+
+    monkeypatch.setattr(Image.Image, "resize", noted)
     checkpoint = train(tmp_path, "--epochs", 3, data=cut)
     assert len(drawn) == 3 + 1  # and once more with the other figures
     with Image.open(tmp_path / "gan" / "samples_latest.png") as image:
@@ -274,4 +279,5 @@ def test_figures_of_another_run_go_with_the_first_checkpoint(cut, tmp_path):
         (folder / name).write_text("old")
     train(tmp_path, "--epochs", 1, data=cut)
     assert not (folder / "samples_epoch_200.png").exists()
-    assert (folder / "training.gif").read_bytes()[:3] == b"GIF" and (folder / "notes.txt").read_text() == "old"
+    assert (folder / "training.gif").read_bytes()[:3] == b"GIF"
+    assert (folder / "notes.txt").read_text() == "old"

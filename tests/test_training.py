@@ -178,7 +178,8 @@ def test_losses_of_an_undecided_and_of_a_confident_discriminator():
     for logit, D_loss, G_loss in ((0.0, math.log(2), math.log(2)), (-100.0, 50, 100), (100.0, 50, 0)):
         # -log sigmoid(-100) is 100, where log(sigmoid) computed in two steps would be infinite
         G, D = gan.Generator(), Decided(logit)
-        losses = our_step(G, D, x, z, optimizer=lambda network: torch.optim.SGD(network.parameters(), lr=0))[:2]
+        still = lambda network: torch.optim.SGD(network.parameters(), lr=0)  # noqa: E731
+        losses = our_step(G, D, x, z, optimizer=still)[:2]
         assert losses.tolist() == pytest.approx([D_loss, G_loss])
 
 
@@ -222,7 +223,7 @@ def test_moving_average_follows_its_formula():
 
 @pytest.mark.parametrize("module", [gan, dcgan])
 def test_batch_norm_of_the_average_is_that_of_its_own_weights(module):
-    """With the statistics calibrated, BatchNorm puts out mean 0 and variance 1 for other latent vectors too."""
+    """Once calibrated, BatchNorm puts out mean 0 and variance 1 for other latent vectors too."""
     torch.manual_seed(0)
     G_ema = module.Generator(50)
     norms = [layer for layer in G_ema.modules() if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d)]
