@@ -443,7 +443,7 @@ class History:
     D_G_z: torch.Tensor
     samples: torch.Tensor  # uint8 (epochs, 64, 28, 28), from the same latent vectors
     seconds: list
-    settings: str
+    settings_json: str
 
     @property
     def epochs(self):
@@ -464,6 +464,7 @@ def save(path, save_to, needed=False):
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(part, "wb") as file:
             file.write(buffer.getbuffer())
+            file.flush()
             with contextlib.suppress(OSError):  # some network drives cannot
                 os.fsync(file.fileno())
         for wait in (0.1, 0.3, 1):  # on Windows a virus scanner may hold a new file for a moment
@@ -472,12 +473,13 @@ def save(path, save_to, needed=False):
             time.sleep(wait)
         os.replace(part, path)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
         message = f"{path} could not be written: {error.strerror}; what was there before is intact"
         if needed:
             raise UserError(message) from error
         say(message)
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -517,7 +519,7 @@ def save_tables(folder, history):
     table, formats = np.column_stack(list(columns.values())), ["%d", *["%.6f"] * 8, "%.2f"]
     options = {"delimiter": ",", "header": ",".join(columns), "comments": ""}
     save(folder / "history.csv", lambda file: np.savetxt(file, table, formats, **options))
-    save(folder / "settings.json", lambda file: file.write(history.settings.encode()))
+    save(folder / "settings.json", lambda file: file.write(history.settings_json.encode()))
 
 
 def save_checkpoint(folder, training, history, settings):
@@ -548,12 +550,13 @@ def load_checkpoint(path, training, settings):
     way_out = "start over with --fresh, or give another --outputs"
     try:
         checkpoint = read_checkpoint(path)
-        for kind, now in (("settings", settings), ("layers", layers_of(training))):
-            before = checkpoint[kind]
-            pairs = {key: (before.get(key, "unknown"), now.get(key, "unknown")) for key in before | now}
-            changes = "; ".join(f"{key} was {a}, is now {b}" for key, (a, b) in pairs.items() if a != b)
+        for key, now, kind in (("settings", settings, "other settings"),
+                               ("layers", layers_of(training), "another network")):
+            before = checkpoint[key]
+            pairs = {name: (before.get(name, "unknown"), now.get(name, "unknown")) for name in before | now}
+            changes = "; ".join(f"{name} was {a}, is now {b}" for name, (a, b) in pairs.items() if a != b)
             if changes:
-                raise UserError(f"{path} is of a run with other {kind} ({changes}): undo that, {way_out}")
+                raise UserError(f"{path} is of a run with {kind} ({changes}): undo that, {way_out}")
         for part, value in vars(training).items():
             value.load_state_dict(checkpoint[part])
         history = History(**checkpoint["history"])
@@ -582,8 +585,7 @@ def save_images(folder, G, count, latent_dim):
         images = generate(G, torch.randn(100, latent_dim, generator=random))
         for number, image in enumerate(images[: count - start], start):
             Image.fromarray(image.numpy()).save(part / f"{number:05d}.png", pnginfo=tag)
-    if folder.exists():
-        shutil.rmtree(folder)
+    remove(folder.parent, folder.name)
     part.rename(folder)
 
 
@@ -645,7 +647,8 @@ def choose_device(name):
     try:
         F.conv2d(*torch.ones(2, 1, 1, 8, 8, device=device)).sum().item()
     except Exception as error:  # a card that is busy, or too old for this PyTorch
-        message = f"{device} cannot compute ({str(error).splitlines()[0]})"
+        reason = str(error).partition("\n")[0]
+        message = f"{device} cannot compute ({reason})"
         if name != "auto":
             raise UserError(f"{message}: try --device cpu") from error
         say(f"{message}: going on with the CPU")
@@ -730,7 +733,7 @@ def run(name, Generator, Discriminator, args):
                      "processor": torch.backends.cpu.get_cpu_capability(),
                      "parameters": {network: sum(p.numel() for p in getattr(training, network).parameters())
                                     for network in ("G", "D")}}
-            history.settings = json.dumps(facts, default=str, indent=2)
+            history.settings_json = json.dumps(facts, default=str, indent=2)
             try:
                 train(training, history, train_images.to(device), epochs, settings, dtype, folder,
                       args.sample_every)
@@ -767,7 +770,8 @@ def errors_for_people():
         with matplotlib.style.context("default"):
             yield
     except (UserError, OSError) as error:
-        message, status = f"error: {error}", 2 if isinstance(error, OptionError) else 1
+        way_out = "; another --outputs or --data may help" if isinstance(error, OSError) else ""
+        message, status = f"error: {error}{way_out}", 2 if isinstance(error, OptionError) else 1
     except KeyboardInterrupt as stop:
         message, status = str(stop) or "stopped", 130  # as shells have it for Ctrl-C
     except (MemoryError, RuntimeError) as error:

@@ -273,7 +273,7 @@ def test_a_changed_layer_is_said_to_be_one(cut, tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(gan, "Discriminator", Narrower)
     line = failure(1, capsys, *QUICK, "--data", cut, "--outputs", tmp_path)
-    assert "other layers" in line and "damaged" not in line and "--fresh" in line and "--outputs" in line
+    assert "another network" in line and "damaged" not in line and "--fresh" in line and "--outputs" in line
     assert "D.layers.3 was Linear(in_features=512, out_features=256" in line and "out_features=200" in line
     assert "layers.1 " not in line
 
