@@ -374,19 +374,21 @@ def nearest_neighbours_figure(fake, real, train, title):
 
 def perturbation_figure(images, response, dims, offsets, title):
     """What `perturb` returns for 8 latent vectors: one panel a dimension, one row an offset."""
-    rows = len(dims) * len(offsets)
-    height = min(17, 2 + 1.1 * rows)
-    fontsize = min(7, 20 * (height - 2) / rows)  # a line of text is lower than a row
+    labels = [[f"z[{dim}] {offset:+.4g}".replace("-", "\N{MINUS SIGN}") for offset in offsets]
+              for dim in dims]
+    rows, longest = len(dims) * len(offsets), max(len(label) for block in labels for label in block)
+    height = min(17, 2 + rows)
+    fontsize = min(7, 20 * (height - 2) / rows, 105 / longest)  # fits beside its row
     figure = new_figure(height, title + ": one latent dimension at a time, moved by an offset")
     panels = figure.subplots(len(dims), squeeze=False)[:, 0]
-    for panel, dim, block, changes in zip(panels, dims, images, response, strict=True):
-        labels = [f"z[{dim}] {offset:+g}".replace("-", "\N{MINUS SIGN}") for offset in offsets]
-        show_images(panel, block.flatten(0, 1), labels, fontsize=fontsize)
+    for panel, names, block, changes in zip(panels, labels, images, response, strict=True):
+        show_images(panel, block.flatten(0, 1), names, fontsize=fontsize)
         right = panel.secondary_yaxis("right")
         right.set_yticks(panel.get_yticks(), [f"{change:.1f}%" for change in changes])
         right.tick_params(length=0, labelsize=fontsize)
         right.spines[:].set_visible(False)
-    panels[0].set_xticks(np.arange(8) * 30 + 14.5, [f"Sample {i}" for i in range(1, 9)], fontsize=5)
+    sample = "Sample {}" if rows <= 16 else "{}"  # as wide as its column
+    panels[0].set_xticks(np.arange(8) * 30 + 14.5, [sample.format(i) for i in range(1, 9)], fontsize=5)
     panels[0].xaxis.tick_top()
     figure.supxlabel("Right: response, the mean absolute change of a pixel in % of its range", fontsize=7)
     return figure
@@ -755,34 +757,49 @@ def run(name, Generator, Discriminator, args):
     print(f"figures in {folder}")
 
 
+class Terminal:
+    """stdout or stderr, which may be closed, gone or of few letters: then words are lost, and no run."""
+
+    def __init__(self, stream):
+        self.stream = stream or open(os.devnull, "w")  # noqa: SIM115
+        if hasattr(self.stream, "reconfigure"):  # a notebook's has not
+            self.stream.reconfigure(errors="backslashreplace")
+
+    def write(self, text):
+        with contextlib.suppress(OSError, ValueError):
+            self.stream.write(text)
+
+    def flush(self):
+        with contextlib.suppress(OSError, ValueError):
+            self.stream.flush()
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+
 @contextlib.contextmanager
 def errors_for_people():
-    """Turn what stops a run into one line and an exit status; neither a missing terminal nor the user's
-    matplotlib settings stop or change a run."""
-    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
-    sys.stderr = sys.stderr or sys.stdout
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a notebook's has not
-            stream.reconfigure(errors="backslashreplace")
+    """Turn what stops a run into one line and an exit status, whatever the terminal and the user's
+    matplotlib settings are like."""
     with contextlib.suppress(ValueError):  # this is not the main thread
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends a run as Ctrl-C does
-    try:
-        with matplotlib.style.context("default"):
+    with (contextlib.redirect_stdout(Terminal(sys.stdout)), contextlib.redirect_stderr(Terminal(sys.stderr)),
+          matplotlib.style.context("default")):
+        try:
             yield
-    except (UserError, OSError) as error:
-        way_out = "; another --outputs or --data may help" if isinstance(error, OSError) else ""
-        message, status = f"error: {error}{way_out}", 2 if isinstance(error, OptionError) else 1
-    except KeyboardInterrupt as stop:
-        message, status = str(stop) or "stopped", 130  # as shells have it for Ctrl-C
-    except (MemoryError, RuntimeError) as error:
-        if not re.search("out of memory|allocate memory|MemoryError|CUDA error|busy", repr(error)):
-            raise  # a mistake in the code, which its traceback shows
-        reason = str(error).partition("\n")[0]
-        message, status = f"error: {reason}: try --device cpu or a smaller --batch-size", 1
-    else:
-        return
-    print(message, file=sys.stderr)
-    sys.exit(status)
+            return
+        except (UserError, OSError) as error:
+            way_out = "; another --outputs or --data may help" if isinstance(error, OSError) else ""
+            message, status = f"error: {error}{way_out}", 2 if isinstance(error, OptionError) else 1
+        except KeyboardInterrupt as stop:
+            message, status = str(stop) or "stopped", 130  # as shells have it for Ctrl-C
+        except (MemoryError, RuntimeError) as error:
+            if not re.search("out of memory|allocate memory|MemoryError|CUDA error|busy", repr(error)):
+                raise  # a mistake in the code, which its traceback shows
+            reason = str(error).partition("\n")[0]
+            message, status = f"error: {reason}: try --device cpu or a smaller --batch-size", 1
+        print(message, file=sys.stderr)
+        sys.exit(status)
 
 
 def main(name, Generator, Discriminator, argv=None):

@@ -268,10 +268,11 @@ def comparison_figure(runs, real, shares):
     jumps_axes, shares_axes = bottom.subplots(1, 2)
     draw_jumps(jumps_axes, {name: run["jumps"] for name, run in runs.items()})
     draw_shares(shares_axes, shares)
-    below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.17), "ncols": 2, "frameon": False}
+    losses[0].legend(fontsize=6)
+    for axes in (jumps_axes, shares_axes):
+        axes.legend(fontsize=6, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, frameon=False)
     for axes in (*losses, jumps_axes, shares_axes):
         axes.tick_params(labelsize=6)
-        axes.legend(fontsize=6, **(below if axes in (jumps_axes, shares_axes) else {}))
     return figure
 
 

@@ -148,13 +148,20 @@ def test_perturbation_grid():
         assert not np.array_equal(grid[1:29], grid[31:59])
 
 
-def test_text_is_inside_the_page_and_does_not_overlap():
-    images = torch.zeros(5, 3, 8, 28, 28, dtype=torch.uint8)
-    response = torch.full((5, 3), 12.3)
-    figure = common.perturbation_figure(
-        images, response, [0, 25, 50, 75, 99], [-3.5, 0.0, 3.5], "DCGAN, epoch 200"
-    )
-    assert_no_text_is_cut(figure, [label for axes in figure.axes for label in axes.get_yticklabels()])
+@pytest.mark.parametrize(("dims", "offsets"), [
+    ([0, 25, 50, 75, 99], [-3.5, 0.0, 3.5]),
+    ([7], [1.0]),
+    ([1, 99], [-123.4567, -0.0001234, 7.5]),
+    ([12345, 999999], [-1.2345e-5]),
+    (list(range(20)), [-4.0, 4.0]),
+])  # fmt: skip
+def test_text_is_inside_the_page_and_does_not_overlap(dims, offsets):
+    images = torch.zeros(len(dims), len(offsets), 8, 28, 28, dtype=torch.uint8)
+    response = torch.full((len(dims), len(offsets)), 12.3)
+    figure = common.perturbation_figure(images, response, dims, offsets, "DCGAN, epoch 200")
+    assert figure.get_figheight() <= 17 / 2.54
+    right = [label for axes in figure.axes for label in axes.child_axes[0].get_yticklabels()]
+    assert_no_text_is_cut(figure, [label for axes in figure.axes for label in axes.get_yticklabels()] + right)
     assert_no_text_is_cut(figure, figure.axes[0].get_xticklabels())
 
 

@@ -185,6 +185,16 @@ def test_without_a_terminal(cut, tmp_path, monkeypatch):
     assert (tmp_path / "gan" / "images" / "00001.png").exists()
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+def test_with_a_terminal_that_is_gone(tmp_path):
+    """As after its window was closed, a write to it fails."""
+    command = [sys.executable, str(ROOT / "tests" / "run_on_cut.py"), "gan.py", *QUICK, "--epochs", "2"]
+    command += ["--outputs", str(tmp_path)]
+    with open("/dev/full", "w") as full:
+        assert subprocess.run(command, stdout=subprocess.DEVNULL, stderr=full).returncode == 0
+    assert (tmp_path / "gan" / "losses.png").exists()
+
+
 def test_a_folder_that_the_terminal_cannot_write_down(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONIOENCODING", "ascii")
     result = script("gan.py", *QUICK, "--epochs", 1, "--outputs", tmp_path / "Übung 生成")
