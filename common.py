@@ -44,11 +44,7 @@ except Exception as error:  # missing or broken: better known now than after an 
 
 
 class UserError(Exception):
-    """A mistake or a fault that the user can mend: printed in a line, exit status 1."""
-
-
-class OptionError(UserError):
-    """A wrong option: exit status 2."""
+    """What the user can mend: printed without a traceback. After the message, the exit status if not 1."""
 
 
 # ------------------------------------------------------------------------------- FashionMNIST
@@ -134,7 +130,7 @@ def fetch(source, folder):
 
 @dataclass
 class Training:
-    """What is trained: both networks, the moving average of the generator, and an optimizer for each."""
+    """What is trained: both networks, the moving average of G, and an optimizer for each network."""
 
     G: nn.Module
     D: nn.Module
@@ -171,10 +167,8 @@ def r1_penalty(D, x):
 def train_step(training, real, z, r1_gamma, dtype):
     """One iteration of Algorithm 1 of Goodfellow et al. (2014), with k = 1.
 
-    real: images (N, 1, 28, 28) in [-1, 1]; z: latent vectors (N, latent_dim); r1_gamma: the weight of the
-    penalty, 0 for a step without it. Returns scalars: D_loss, G_loss, and the means of D(x) and D(G(z)).
-    D_loss is the mean over real and fake images, so that it is ln 2, as G_loss is, when D cannot tell
-    them apart; it is without the penalty.
+    real: images (N, 1, 28, 28) in [-1, 1]; z: latent vectors (N, latent_dim). Returns scalars: D_loss, the
+    mean over real and fake images without the penalty, G_loss, and the means of D(x) and D(G(z)).
     """
     G, D = training.G, training.D
     autocast = torch.autocast(real.device.type, dtype, enabled=dtype is not torch.float32)
@@ -248,8 +242,8 @@ def train_epoch(training, images, epoch, settings, dtype, progress):
 def train(training, history, images, epochs, settings, dtype, folder, sample_every):
     """Train from the last epoch of `history`, which grows, to `epochs`. images: uint8 (N, 1, 28, 28)."""
     z = latent_vectors(settings["latent_dim"])[:64]
-    with progress_bar(history.epochs, epochs, history.D_loss.shape[1]) as bar:
-        for epoch in range(history.epochs + 1, epochs + 1):
+    with progress_bar(len(history), epochs, history.D_loss.shape[1]) as bar:
+        for epoch in range(len(history) + 1, epochs + 1):
             start = time.perf_counter()
             losses = train_epoch(training, images, epoch, settings, dtype, bar.update)
             calibrate_batch_norm(training.G_ema, settings["latent_dim"])
@@ -281,11 +275,8 @@ def latent_vectors(latent_dim):
 
 
 def perturb(G, z, dims, offsets):
-    """Images G(z + offset e_dim) for every dimension and offset; z: (N, latent_dim).
-
-    Returns uint8 images (dims, offsets, N, 28, 28) and the response, (dims, offsets): the mean absolute
-    change of a pixel against G(z), in percent of its range.
-    """
+    """uint8 images G(z + offset e_dim), (dims, offsets, N, 28, 28), of z (N, latent_dim); and the response,
+    (dims, offsets): the mean absolute change of a pixel against G(z), in percent of its range."""
     moved = z.repeat(len(dims), len(offsets), 1, 1)
     for i, dim in enumerate(dims):
         moved[i, :, :, dim] += torch.tensor(offsets)[:, None]
@@ -296,10 +287,14 @@ def perturb(G, z, dims, offsets):
 # ------------------------------------------------------------------------------------ figures
 
 
+STYLE = ["default", {"font.size": 7, "axes.titlesize": 7, "figure.titlesize": 9, "legend.frameon": False,
+                     "image.cmap": "gray", "image.interpolation": "nearest"}]  # whatever the user's own is
+
+
 def new_figure(height, title):
     """A figure 12 cm wide, the text width of a report, and `height` cm high (17 at most), at 200 dpi."""
     figure = Figure((12 / 2.54, height / 2.54), dpi=200, layout="constrained")
-    figure.suptitle(title, fontsize=9)
+    figure.suptitle(title)
     return figure
 
 
@@ -311,7 +306,7 @@ def mosaic(images):
 
 def show_images(axes, images, row_labels=(), column_labels=(), fontsize=7):
     """Draw uint8 images (N, 28, 28) in rows of 8, the labels on the left and beneath."""
-    axes.imshow(mosaic(images), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    axes.imshow(mosaic(images), vmin=0, vmax=255)
     axes.set_xticks(np.arange(len(column_labels)) * 30 + 14.5, column_labels)
     axes.set_yticks(np.arange(len(row_labels)) * 30 + 14.5, row_labels, va="center")
     axes.tick_params(length=0, labelsize=fontsize)
@@ -333,12 +328,9 @@ def losses_figure(history, model):
         axes.plot(middles, losses.mean(1), style, color=colour, linewidth=1.6, marker=marker, label=label,
                   zorder=3)
     axes.axhline(np.log(2), color="black", linewidth=0.8, linestyle=":", label="ln 2: D is undecided")
-    axes.set_xlim(0, epochs)
+    axes.set(xlim=(0, epochs), xlabel="Epoch", ylabel="Loss (binary cross-entropy)")
     axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.set_xlabel("Epoch", fontsize=8)
-    axes.set_ylabel("Loss (binary cross-entropy)", fontsize=8)
-    axes.tick_params(labelsize=7)
-    figure.legend(fontsize=7, loc="outside lower center", ncols=3, frameon=False)
+    figure.legend(loc="outside lower center", ncols=3)
     return figure
 
 
@@ -348,7 +340,7 @@ def images_figure(images, title, row_labels=(), column_labels=(), caption=None):
     axes = figure.subplots()
     show_images(axes, images, row_labels, column_labels)
     axes.tick_params(axis="y", rotation=90)
-    axes.set_xlabel(caption, fontsize=7)
+    axes.set_xlabel(caption)
     return figure
 
 
@@ -403,7 +395,7 @@ def picture(images, title):
 
 def draw_training(folder, history, model, epochs):
     """samples_latest.png, and for these epochs, if any, their grids of samples and the losses."""
-    latest = picture(history.samples[-1], f"{model}, epoch {history.epochs}").resize((960, 1032), 0)
+    latest = picture(history.samples[-1], f"{model}, epoch {len(history)}").resize((960, 1032), 0)
     save(folder / "samples_latest.png", lambda file: latest.save(file, "PNG", dpi=(200, 200)))
     for epoch in epochs:
         figure = images_figure(history.samples[epoch - 1], f"{model}, epoch {epoch}: generated samples")
@@ -415,16 +407,15 @@ def draw_training(folder, history, model, epochs):
 def draw_results(folder, history, model, fake, real, train, perturbation):
     """The other figures. fake, real, train: generated, test and training images, uint8 (N, 28, 28);
     perturbation: what `perturbation_figure` takes before the title."""
-    title, pairs = f"{model}, epoch {history.epochs}", torch.cat([real[:8], fake[:8]])
+    title, pairs = f"{model}, epoch {len(history)}", torch.cat([real[:8], fake[:8]])
     beside = images_figure(pairs, f"{title}: real test images and generated ones", ["real", "generated"])
     save(folder / "real_vs_generated.png", beside.savefig)
     save(folder / "nearest_neighbours.png", nearest_neighbours_figure(fake, real, train, title).savefig)
     save(folder / "latent_perturbation.png", perturbation_figure(*perturbation, title).savefig)
-    shown = range(history.epochs, 0, -history.epochs // 50)[::-1]  # at most 50, among them the last
+    shown = range(len(history), 0, -len(history) // 50)[::-1]  # at most 50, among them the last
     first, *rest = (picture(history.samples[epoch - 1], f"{model}, epoch {epoch}") for epoch in shown)
-    durations = [100] * len(rest) + [2000]  # milliseconds
-    save(folder / "training.gif", lambda file: first.save(
-        file, "GIF", save_all=True, append_images=rest, loop=0, duration=durations))
+    options = {"append_images": rest, "loop": 0, "duration": [100] * len(rest) + [2000]}  # milliseconds
+    save(folder / "training.gif", lambda file: first.save(file, "GIF", save_all=True, **options))
 
 
 # -------------------------------------------------------------------------- files and checkpoints
@@ -439,7 +430,7 @@ SOFTWARE = "GAN and DCGAN on FashionMNIST"  # what the PNGs of --images say that
 class History:
     """What is known of every epoch, and the text of settings.json."""
 
-    D_loss: torch.Tensor  # (epochs, steps), and so are the next three
+    D_loss: torch.Tensor  # (epochs, steps), as G_loss, D_x and D_G_z
     G_loss: torch.Tensor
     D_x: torch.Tensor
     D_G_z: torch.Tensor
@@ -447,8 +438,7 @@ class History:
     seconds: list
     settings_json: str
 
-    @property
-    def epochs(self):
+    def __len__(self):
         return len(self.seconds)
 
     def append(self, losses, samples, seconds):
@@ -513,7 +503,7 @@ def remove(folder, *patterns):
 
 def save_tables(folder, history):
     """history.csv: a row an epoch, means and deviations over its steps; and settings.json."""
-    columns = {"epoch": range(1, history.epochs + 1)}
+    columns = {"epoch": range(1, len(history) + 1)}
     for name in ("D_loss", "G_loss", "D_x", "D_G_z"):
         steps = getattr(history, name)
         columns |= {f"{name}_mean": steps.mean(1), f"{name}_std": steps.std(1, correction=0)}
@@ -533,9 +523,8 @@ def save_checkpoint(folder, training, history, settings):
 
 def layers_of(training):
     """{name: what it prints} of every layer of both networks."""
-    named = {f"{name}.{key}": layer for name in ("G", "D")
-             for key, layer in getattr(training, name).named_modules()}
-    return {name: str(layer) for name, layer in named.items() if not list(layer.children())}
+    layers = nn.ModuleDict({"G": training.G, "D": training.D}).named_modules()
+    return {name: str(layer) for name, layer in layers if not list(layer.children())}
 
 
 def read_checkpoint(path):
@@ -552,9 +541,9 @@ def load_checkpoint(path, training, settings):
     way_out = "start over with --fresh, or give another --outputs"
     try:
         checkpoint = read_checkpoint(path)
-        for key, now, kind in (("settings", settings, "other settings"),
-                               ("layers", layers_of(training), "another network")):
-            before = checkpoint[key]
+        now_and_before = {"other settings": (settings, checkpoint["settings"]),
+                          "another network": (layers_of(training), checkpoint["layers"])}
+        for kind, (now, before) in now_and_before.items():
             pairs = {name: (before.get(name, "unknown"), now.get(name, "unknown")) for name in before | now}
             changes = "; ".join(f"{name} was {a}, is now {b}" for name, (a, b) in pairs.items() if a != b)
             if changes:
@@ -562,7 +551,7 @@ def load_checkpoint(path, training, settings):
         for part, value in vars(training).items():
             value.load_state_dict(checkpoint[part])
         history = History(**checkpoint["history"])
-        assert len(history.D_loss) == len(history.samples) == history.epochs, "history is incomplete"
+        assert len(history.D_loss) == len(history.samples) == len(history), "history is incomplete"
         return history
     except UserError:
         raise
@@ -640,34 +629,30 @@ def parse_arguments(name, argv=None):
 
 
 def choose_device(name):
-    """The torch.device of that name, once it has computed something; "auto": CUDA, else Apple's MPS, else
-    the CPU. Raises OptionError when it is not there, UserError when it cannot compute."""
+    """The torch.device of that name, if it can compute; "auto": CUDA, else Apple's MPS, else the CPU."""
     available = ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available() + ["cpu"]
     if name not in ("auto", *available):
-        raise OptionError(f"--device {name}: not on this machine, only {', '.join(available)}")
-    device = torch.device(available[0] if name == "auto" else name)
+        raise UserError(f"--device {name}: not on this machine, only {', '.join(available)}", 2)
+    device = available[0] if name == "auto" else name
     try:
         F.conv2d(*torch.ones(2, 1, 1, 8, 8, device=device)).sum().item()
+        return torch.device(device)
     except Exception as error:  # a card that is busy, or too old for this PyTorch
-        reason = str(error).partition("\n")[0]
-        message = f"{device} cannot compute ({reason})"
+        reason = f"{device} cannot compute ({error})".partition("\n")[0]
         if name != "auto":
-            raise UserError(f"{message}: try --device cpu") from error
-        say(f"{message}: going on with the CPU")
-        device = torch.device("cpu")
-    return device
+            raise UserError(f"{reason}: try --device cpu") from error
+        say(f"{reason}: going on with the CPU")
+        return torch.device("cpu")
 
 
 def choose_dtype(precision, device):
     """The type to compute in; "auto" is bfloat16 only where the hardware multiplies it faster."""
     if precision != "auto":
         return getattr(torch, precision)
-    if device.type == "cuda":
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        cpu = torch.cpu.get_capabilities()
-        fast = device.type == "cpu" and (cpu.get("amx_bf16") or cpu.get("avx512_bf16"))
-    return torch.bfloat16 if fast else torch.float32
+    cpu = torch.cpu.get_capabilities()
+    fast = {"cpu": lambda: cpu.get("amx_bf16") or cpu.get("avx512_bf16"), "mps": lambda: False,
+            "cuda": lambda: torch.cuda.is_bf16_supported(including_emulation=False)}
+    return torch.bfloat16 if fast[device.type]() else torch.float32
 
 
 def use_the_cpu_well():
@@ -697,8 +682,8 @@ def progress_bar(done, epochs, steps):
 def check_losses(losses, epoch):
     """Raise UserError when a loss is not finite; say so, once, when one has run away."""
     way_out = "a lower --learning-rate or --precision float32, with --fresh, may help"
-    largest = max(losses["D_loss"].mean(), losses["G_loss"].mean())
-    if not all(values.isfinite().all() for values in losses.values()):
+    largest = torch.stack([losses["D_loss"], losses["G_loss"]]).mean(1).max()
+    if not largest.isfinite():
         raise UserError(f"epoch {epoch}: a loss is not finite; those before are kept; {way_out}")
     if largest > 20:
         say(f"warning: a loss has run away, its mean in an epoch is above 20; {way_out}")
@@ -714,7 +699,7 @@ def run(name, Generator, Discriminator, args):
     train_images = train_images[: args.limit]
     steps = len(train_images) // args.batch_size
     if steps == 0:
-        raise OptionError(f"--batch-size {args.batch_size}: more than the {len(train_images)} images")
+        raise UserError(f"--batch-size {args.batch_size}: more than the {len(train_images)} images", 2)
     use_the_cpu_well()
     kept = ("batch_size", "learning_rate", "r1_gamma", "latent_dim", "seed", "precision", "limit")
     settings = {"model": name, **{key: getattr(args, key) for key in kept}}
@@ -725,22 +710,21 @@ def run(name, Generator, Discriminator, args):
         history = History(*torch.empty(4, 0, steps), torch.empty(0, 64, 28, 28, dtype=torch.uint8), [], "")
         if (folder / "checkpoint.pt").exists() and not args.fresh:
             history = load_checkpoint(folder / "checkpoint.pt", training, settings)
-        done = history.epochs
-        epochs = max(done, args.epochs)
-        print(f"{name} on {device} in {dtype}, {len(train_images):,} images, {done} of {epochs} epochs done",
-              flush=True)
-        if done < epochs:
+        epochs = max(len(history), args.epochs)
+        print(f"{name} on {device} in {dtype}, {len(train_images):,} images, "
+              f"{len(history)} of {epochs} epochs done", flush=True)
+        if len(history) < epochs:
             facts = {"options": vars(args), "device": device, "precision": dtype, "torch": torch.__version__,
                      "python": sys.version.split()[0], "threads": torch.get_num_threads(),
                      "processor": torch.backends.cpu.get_cpu_capability(),
-                     "parameters": {network: sum(p.numel() for p in getattr(training, network).parameters())
+                     "parameters": {network: sum(map(torch.numel, getattr(training, network).parameters()))
                                     for network in ("G", "D")}}
             history.settings_json = json.dumps(facts, default=str, indent=2)
             try:
                 train(training, history, train_images.to(device), epochs, settings, dtype, folder,
                       args.sample_every)
             except KeyboardInterrupt:
-                done, again = history.epochs, " without --fresh" if args.fresh else ""
+                done, again = len(history), " without --fresh" if args.fresh else ""
                 raise KeyboardInterrupt(
                     f"stopped after epoch {done}: the same command{again} goes on; with --epochs {done} it "
                     "draws the figures of what is there" if done else
@@ -762,16 +746,16 @@ class Terminal:
 
     def __init__(self, stream):
         self.stream = stream or open(os.devnull, "w")  # noqa: SIM115
-        if hasattr(self.stream, "reconfigure"):  # a notebook's has not
-            self.stream.reconfigure(errors="backslashreplace")
+        if hasattr(stream, "reconfigure"):  # a notebook's has not
+            stream.reconfigure(errors="backslashreplace")
 
     def write(self, text):
         with contextlib.suppress(OSError, ValueError):
             self.stream.write(text)
+            self.stream.flush()
 
     def flush(self):
-        with contextlib.suppress(OSError, ValueError):
-            self.stream.flush()
+        self.write("")
 
     def __getattr__(self, name):
         return getattr(self.stream, name)
@@ -784,21 +768,22 @@ def errors_for_people():
     with contextlib.suppress(ValueError):  # this is not the main thread
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends a run as Ctrl-C does
     with (contextlib.redirect_stdout(Terminal(sys.stdout)), contextlib.redirect_stderr(Terminal(sys.stderr)),
-          matplotlib.style.context("default")):
+          matplotlib.style.context(STYLE)):
         try:
             yield
             return
-        except (UserError, OSError) as error:
-            way_out = "; another --outputs or --data may help" if isinstance(error, OSError) else ""
-            message, status = f"error: {error}{way_out}", 2 if isinstance(error, OptionError) else 1
+        except UserError as error:
+            message, status = (*error.args, 1)[:2]
+        except OSError as error:
+            message, status = f"{error}; another --outputs or --data may help", 1
         except KeyboardInterrupt as stop:
             message, status = str(stop) or "stopped", 130  # as shells have it for Ctrl-C
         except (MemoryError, RuntimeError) as error:
             if not re.search("out of memory|allocate memory|MemoryError|CUDA error|busy", repr(error)):
                 raise  # a mistake in the code, which its traceback shows
             reason = str(error).partition("\n")[0]
-            message, status = f"error: {reason}: try --device cpu or a smaller --batch-size", 1
-        print(message, file=sys.stderr)
+            message, status = f"{reason}: try --device cpu or a smaller --batch-size", 1
+        print("error: " * (status != 130) + message, file=sys.stderr)
         sys.exit(status)
 
 

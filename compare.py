@@ -212,7 +212,7 @@ def comparison_table(columns):
 
 def draw_losses(axes, history):
     """The mean of both losses in every epoch, and their standard deviation within it as a band."""
-    epochs = np.arange(1, history.epochs + 1)
+    epochs = np.arange(1, len(history) + 1)
     curves = ((history.D_loss, "Discriminator", "tab:blue", "-"),
               (history.G_loss, "Generator", "tab:orange", "--"))
     for losses, label, colour, style in curves:
@@ -220,7 +220,7 @@ def draw_losses(axes, history):
         axes.plot(epochs, mean, style, color=colour, linewidth=1.2, label=label)
         axes.fill_between(epochs, mean - std, mean + std, color=colour, alpha=0.25, linewidth=0)
     axes.axhline(math.log(2), color="black", linewidth=0.8, linestyle=":", label="ln 2")
-    axes.set_xlabel("Epoch", fontsize=6)
+    axes.set_xlabel("Epoch")
 
 
 def draw_jumps(axes, jumps):
@@ -230,8 +230,8 @@ def draw_jumps(axes, jumps):
         (line,) = axes.plot(place, changes.mean(0).numpy(), style, label=f"{name}, mean of {len(changes)}")
         thin = {"color": line.get_color(), "linewidth": 0.6, "label": f"{name}, largest"}
         axes.plot(place, changes.amax(0).numpy(), style, **thin)
-    axes.set_title("Change from step to step / mean step", fontsize=7)
-    axes.set_xlabel("Step of the interpolation", fontsize=6)
+    axes.set_title("Change from step to step / mean step")
+    axes.set_xlabel("Step of the interpolation")
     axes.set_ylim(0, None)
 
 
@@ -243,13 +243,13 @@ def draw_shares(axes, shares):
         axes.barh(place, values.numpy() * 100, 0.25, label=name, hatch=hatch, edgecolor="black", linewidth=0)
     axes.set_yticks(np.arange(10), GARMENTS)
     axes.invert_yaxis()
-    axes.set_title("Share of each garment in %", fontsize=7)
+    axes.set_title("Share of each garment in %")
 
 
 def comparison_figure(runs, real, shares):
     """One page. runs: {name: {"history", "samples" (32, 28, 28), "path" (N, steps, 28, 28),
     "jumps" (N, steps)}}; real: uint8 (32, 28, 28); shares: {name: (10,)}, real data's among them."""
-    titles = [f"{name}, epoch {run['history'].epochs}" for name, run in runs.items()]
+    titles = [f"{name}, epoch {len(run['history'])}" for name, run in runs.items()]
     figure = common.new_figure(17, f"{' and '.join(runs)} on FashionMNIST")
     top, middle, paths, bottom = figure.subfigures(4, height_ratios=(3.9, 2.6, 0.3 + 1.7 * len(runs), 5.6))
     losses = top.subplots(1, len(runs), sharey=True, squeeze=False)[0]
@@ -259,20 +259,18 @@ def comparison_figure(runs, real, shares):
         draw_losses(axes[0], run["history"])
         common.show_images(axes[1], run["samples"])
         rows = F.pad(run["path"], (1, 1, 1, 1), value=1).transpose(1, 2).flatten(2)  # (N, 30, steps * 30)
-        axes[2].imshow(rows.flatten(0, 1).numpy(), cmap="gray", vmin=-1, vmax=1, interpolation="nearest")
+        axes[2].imshow(rows.flatten(0, 1).numpy(), vmin=-1, vmax=1)
         axes[2].set_axis_off()
         for panel, what in zip(axes, (": losses", "", ": from one latent vector to another"), strict=True):
-            panel.set_title(title + what, fontsize=7)
+            panel.set_title(title + what)
     common.show_images(samples[-1], real)
-    samples[-1].set_title("real test images", fontsize=7)
+    samples[-1].set_title("real test images")
     jumps_axes, shares_axes = bottom.subplots(1, 2)
     draw_jumps(jumps_axes, {name: run["jumps"] for name, run in runs.items()})
     draw_shares(shares_axes, shares)
-    losses[0].legend(fontsize=6)
+    losses[0].legend()
     for axes in (jumps_axes, shares_axes):
-        axes.legend(fontsize=6, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, frameon=False)
-    for axes in (*losses, jumps_axes, shares_axes):
-        axes.tick_params(labelsize=6)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
     return figure
 
 

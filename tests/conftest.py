@@ -5,6 +5,7 @@ import hashlib
 import sys
 from pathlib import Path
 
+import matplotlib.style
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -23,9 +24,11 @@ def accept_cut():
 
 
 @pytest.fixture(autouse=True)
-def nothing_said():
-    """What was said in one test may be said in the next."""
+def as_in_a_run():
+    """The figures' style; and what was said in one test may be said in the next."""
     common.say.cache_clear()
+    with matplotlib.style.context(common.STYLE):
+        yield
 
 
 @pytest.fixture
