@@ -545,9 +545,10 @@ def load_checkpoint(path, training, settings):
                           "another network": (layers_of(training), checkpoint["layers"])}
         for kind, (now, before) in now_and_before.items():
             pairs = {name: (before.get(name, "unknown"), now.get(name, "unknown")) for name in before | now}
-            changes = "; ".join(f"{name} was {a}, is now {b}" for name, (a, b) in pairs.items() if a != b)
+            changes = [f"{name} was {a}, is now {b}" for name, (a, b) in pairs.items() if a != b]
             if changes:
-                raise UserError(f"{path} is of a run with {kind} ({changes}): undo that, {way_out}")
+                shown = "; ".join(changes[:4] + [f"{len(changes) - 4} more"] * (len(changes) > 4))
+                raise UserError(f"{path} is of a run with {kind} ({shown}): undo that, {way_out}")
         for part, value in vars(training).items():
             value.load_state_dict(checkpoint[part])
         history = History(**checkpoint["history"])
