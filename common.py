@@ -535,9 +535,9 @@ def read_checkpoint(path):
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def load_checkpoint(path, training, settings):
-    """Put the checkpoint at `path` into `training`; returns its History. Raises UserError when it is of
-    other settings, of another network, or damaged."""
+def load_checkpoint(path, training, settings, steps):
+    """Put the checkpoint at `path` into `training`; returns its History, of epochs of so many steps. Raises
+    UserError when it is of other settings, of another network, or damaged."""
     way_out = "start over with --fresh, or give another --outputs"
     try:
         checkpoint = read_checkpoint(path)
@@ -552,7 +552,10 @@ def load_checkpoint(path, training, settings):
         for part, value in vars(training).items():
             value.load_state_dict(checkpoint[part])
         history = History(**checkpoint["history"])
-        assert len(history.D_loss) == len(history.samples) == len(history), "history is incomplete"
+        losses = (history.D_loss, history.G_loss, history.D_x, history.D_G_z)
+        if ({values.shape for values in losses} != {(len(history), steps)}
+                or history.samples.shape != (len(history), 64, 28, 28)):
+            raise ValueError("its history is incomplete")
         return history
     except UserError:
         raise
@@ -583,18 +586,18 @@ def save_images(folder, G, count, latent_dim):
 
 # ------------------------------------------------------------------------------- command line
 
-OPTIONS = (  # name, default, lowest and highest value, help
-    ("epochs", 200, 1, 10**9, "train up to this epoch"),
-    ("batch-size", 128, 2, 60_000, "images per step"),
-    ("learning-rate", 1e-3, 1e-9, 1, "of both networks"),
-    ("r1-gamma", 1.0, 0, 10**9, "weight of the R1 penalty; 0: none"),
-    ("latent-dim", 100, 1, 10**6, "length of the latent vector z"),
-    ("seed", 0, 0, 2**32, "of all random numbers"),
-    ("limit", 60_000, 1, 60_000, "train on the first so many images only"),
-    ("sample-every", 50, 1, 10**9, "epochs between sample grids"),
-    ("images", 0, 0, 10**6, "write so many generated images as single PNGs"),
-    ("perturb-dims", None, 0, np.inf, "move these dimensions of z, from 0 on; None: five spread over z"),
-    ("perturb-offsets", [-4.0, 0.0, 4.0], -1000, 1000, "by so much; z is from N(0, 1)"),
+OPTIONS = (  # name, type, default, lowest value, value that is too high, help
+    ("epochs", int, 200, 1, np.inf, "train up to this epoch"),
+    ("batch-size", int, 128, 2, np.inf, "images per step"),
+    ("learning-rate", float, 1e-3, 1e-9, 1, "of both networks"),
+    ("r1-gamma", float, 1.0, 0, np.inf, "weight of the R1 penalty; 0: none"),
+    ("latent-dim", int, 100, 1, np.inf, "length of the latent vector z"),
+    ("seed", int, 0, 0, 2**32, "of all random numbers"),
+    ("limit", int, 60_000, 1, np.inf, "train on the first so many images only"),
+    ("sample-every", int, 50, 1, np.inf, "epochs between sample grids"),
+    ("images", int, 0, 0, np.inf, "write so many generated images as single PNGs"),
+    ("perturb-dims", int, None, 0, np.inf, "move these dimensions of z; None: five spread over z"),
+    ("perturb-offsets", float, [-4.0, 0.0, 4.0], -1000, 1000, "by so much; z is from N(0, 1)"),
 )
 
 
@@ -609,8 +612,7 @@ def parse_arguments(name, argv=None):
     add("--fresh", action="store_true", help="start over instead of continuing")
     add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="(default: auto)")
     add("--precision", choices=("auto", "float32", "bfloat16"), default="auto", help="(default: auto)")
-    for option, default, _, _, use in OPTIONS:
-        kind = float if "offsets" in option or isinstance(default, float) else int
+    for option, kind, default, _, _, use in OPTIONS:
         add(f"--{option}", type=kind, default=default, nargs="+" if "perturb" in option else None,
             metavar="N", help=f"{use} (default: {default})")
     # Before Python 3.14 argparse takes -1e-1 for an option; with a space in front it is a number.
@@ -619,11 +621,12 @@ def parse_arguments(name, argv=None):
     args.data, args.outputs = args.data.expanduser(), args.outputs.expanduser()
     if args.perturb_dims is None:
         args.perturb_dims = sorted({round(i * (args.latent_dim - 1) / 4) for i in range(5)})
-    for option, _, lowest, highest, _ in OPTIONS:
-        highest = args.latent_dim - 1 if option == "perturb-dims" else highest
+    for option, _, _, lowest, too_high, _ in OPTIONS:
+        too_high = args.latent_dim if option == "perturb-dims" else too_high
         for value in np.ravel(getattr(args, option.replace("-", "_"))).tolist():
-            if not lowest <= value <= highest:
-                parser.error(f"argument --{option}: {value} is not from {lowest:g} to {highest:g}")
+            if not lowest <= value < too_high:
+                below = f" and below {too_high}" if too_high < np.inf else ""
+                parser.error(f"argument --{option}: {value} is not at least {lowest}{below}")
     if len(args.perturb_dims) * len(args.perturb_offsets) > 40:
         parser.error("argument --perturb-dims: times the offsets, more than the 40 rows that a page holds")
     return args
@@ -650,10 +653,12 @@ def choose_dtype(precision, device):
     """The type to compute in; "auto" is bfloat16 only where the hardware multiplies it faster."""
     if precision != "auto":
         return getattr(torch, precision)
-    cpu = torch.cpu.get_capabilities()
-    fast = {"cpu": lambda: cpu.get("amx_bf16") or cpu.get("avx512_bf16"), "mps": lambda: False,
-            "cuda": lambda: torch.cuda.is_bf16_supported(including_emulation=False)}
-    return torch.bfloat16 if fast[device.type]() else torch.float32
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        cpu = torch.cpu.get_capabilities()
+        fast = device.type == "cpu" and (cpu.get("amx_bf16") or cpu.get("avx512_bf16"))
+    return torch.bfloat16 if fast else torch.float32
 
 
 def use_the_cpu_well():
@@ -710,7 +715,7 @@ def run(name, Generator, Discriminator, args):
             raise UserError(f"{foreign[0]} is not an image of ours: move it, or give another --outputs")
         history = History(*torch.empty(4, 0, steps), torch.empty(0, 64, 28, 28, dtype=torch.uint8), [], "")
         if (folder / "checkpoint.pt").exists() and not args.fresh:
-            history = load_checkpoint(folder / "checkpoint.pt", training, settings)
+            history = load_checkpoint(folder / "checkpoint.pt", training, settings, steps)
         epochs = max(len(history), args.epochs)
         print(f"{name} on {device} in {dtype}, {len(train_images):,} images, "
               f"{len(history)} of {epochs} epochs done", flush=True)

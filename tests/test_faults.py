@@ -17,7 +17,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_scripts import FIGURES, QUICK, ROOT, assert_same, failure, train
+from conftest import ROOT
+from test_scripts import FIGURES, QUICK, assert_same, failure, train
 from torch import nn
 
 import common
@@ -206,7 +207,8 @@ def put_code(path):
         flip_a_bit,
         write_text,
         put_code,
-        change("history", lambda history: {**history, "D_loss": history["D_loss"][:0]}),
+        change("history", lambda history: {**history, "D_loss": history["D_loss"][:, :1]}),
+        change("history", lambda history: {**history, "G_loss": history["G_loss"][:0]}),
         change("history", lambda history: {**history, "seconds": []}),
         change("D", lambda state: {**state, "layers.1.weight": torch.zeros(3, 3)}),
         change("G_optimizer", lambda state: {}),

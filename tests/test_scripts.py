@@ -5,18 +5,17 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from PIL import Image
 
 import common
 import dcgan
 import gan
 
-ROOT = Path(__file__).parent.parent
 FIGURES = ("losses", "real_vs_generated", "nearest_neighbours", "latent_perturbation")
 QUICK = ("--batch-size", "32", "--limit", "96", "--device", "cpu")  # three steps an epoch
 
@@ -147,18 +146,20 @@ def failure(status, capsys, *arguments, lines=1):
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["--batch-size", "0"], "--batch-size: 0 is not from 2 to"),
-        (["--batch-size", "1"], "--batch-size: 1 is not from 2 to"),
+        (["--batch-size", "0"], "--batch-size: 0 is not at least 2"),
+        (["--batch-size", "1"], "--batch-size: 1 is not at least 2"),
         (["--batch-size", "many"], "--batch-size: invalid int value: 'many'"),
         (["--batch-size", "321"], "--batch-size 321"),
         (["--limit", "100"], "--batch-size 128: more than the 100 images"),
         (["--epochs", "-1"], "--epochs: -1"),
         (["--learning-rate", "nan"], "--learning-rate: nan"),
         (["--learning-rate", "0"], "--learning-rate: 0"),
+        (["--learning-rate", "1"], "--learning-rate: 1"),
+        (["--seed", str(2**32)], "--seed: 4294967296"),
         (["--r1-gamma", "-1"], "--r1-gamma: -1"),
         (["--images", "-1"], "--images: -1"),
         (["--device", "tpu"], "'tpu'"),
-        (["--perturb-dims", "3", "100"], "--perturb-dims: 100 is not from 0 to 99"),
+        (["--perturb-dims", "3", "100"], "--perturb-dims: 100 is not at least 0 and below 100"),
         (["--perturb-dims", "-1"], "--perturb-dims: -1"),
         (["--perturb-dims", *map(str, range(20))], "more than the 40 rows"),
         (["--perturb-offsets", "inf"], "inf"),
@@ -199,7 +200,7 @@ def test_help_names_every_option_and_its_default(capsys):
         common.parse_arguments("GAN", ["--help"])
     text = " ".join(capsys.readouterr().out.split())
     for default in ("200", "128", "0.001", "1.0", "100", "auto", "data", "outputs", "50"):
-        assert f"(default: {default}" in text
+        assert f"(default: {default})" in text
     for option in ("--perturb-dims", "--perturb-offsets", "--limit", "--fresh"):
         assert option in text
 
