@@ -44,7 +44,7 @@ except Exception as error:  # missing or broken: better known now than after an 
 
 
 class UserError(Exception):
-    """What the user can mend: printed without a traceback. After the message, the exit status if not 1."""
+    """What the user can mend, printed as one line: a message and, if it is not 1, the exit status."""
 
 
 # ------------------------------------------------------------------------------- FashionMNIST
@@ -83,12 +83,12 @@ def load_fashion_mnist(data, kind="images"):
     if not local:
         for name, content in found.items():
             save(data / "FashionMNIST" / "raw" / name, lambda file, content=content: file.write(content))
-    arrays = [torch.frombuffer(found[name], dtype=torch.uint8) for name in wanted]
-    return [x[16:].view(-1, 1, 28, 28) if kind == "images" else x[8:] for x in arrays]  # after IDX's header
+    header, shape = (16, (-1, 1, 28, 28)) if kind == "images" else (8, (-1,))  # of the IDX format
+    return [torch.frombuffer(found[name], dtype=torch.uint8)[header:].view(shape) for name in wanted]
 
 
 def verified_files(folder):
-    """{name: unpacked bytes} of FashionMNIST's files anywhere in `folder`, whatever they are called there."""
+    """{name: unpacked bytes} of FashionMNIST's files anywhere in `folder`, whatever they are called."""
     names, found = {digest: name for name, digest in SHA256.items()}, {}
     walk = os.walk(folder, followlinks=True)
     for path in (Path(root, file) for root, _, files in walk for file in files):
@@ -111,7 +111,7 @@ def read_idx(path):
 
 
 def fetch(source, folder):
-    """Put the four files of a mirror, or of the Debian package (without root), into `folder`; returns it."""
+    """Put the files of a mirror, or of the Debian package (without root), into `folder`; returns it."""
     say(f"fetching FashionMNIST from {source}")
     if source in MIRRORS:
         for name in SHA256:
@@ -140,25 +140,24 @@ class Training:
 
 
 def new_training(Generator, Discriminator, settings, device):
-    """Networks and optimizers, freshly initialised from the seed. Raises UserError for a BatchNorm in D."""
+    """Networks and optimizers, initialised from the seed. Raises UserError for a BatchNorm in D."""
     torch.manual_seed(settings["seed"] * 1_000_000)
     on_cpu = device.type == "cpu"
-    # What is tried and faster on the CPU only: images stored channel by channel last, and the fused Adam.
+    # Tried and faster on the CPU only: images stored channel by channel last, and the fused Adam.
     layout = torch.channels_last if on_cpu else torch.contiguous_format
     G = Generator(settings["latent_dim"]).to(device, memory_format=layout)
     D = Discriminator().to(device, memory_format=layout)
     if any(isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d) for layer in D.modules()):
-        raise UserError("the discriminator has a BatchNorm, which would mix the statistics of real and fake "
-                        "images: take it out, or give real and fake a pass each in common.train_step")
+        raise UserError("the discriminator has a BatchNorm, which would mix the statistics of real and "
+                        "fake images: take it out, or give each a pass of its own in common.train_step")
     # No momentum (beta 1 is 0; in the DCGAN paper 0.5): each network moves what the other aims at.
-    G_optimizer, D_optimizer = (
-        torch.optim.Adam(network.parameters(), settings["learning_rate"], betas=(0.0, 0.999), fused=on_cpu)
-        for network in (G, D))
+    adam = {"lr": settings["learning_rate"], "betas": (0.0, 0.999), "fused": on_cpu}
+    G_optimizer, D_optimizer = (torch.optim.Adam(network.parameters(), **adam) for network in (G, D))
     return Training(G, D, copy.deepcopy(G).requires_grad_(False), G_optimizer, D_optimizer)
 
 
 def r1_penalty(D, x):
-    """1/2 E |grad D(x)|^2, of D's logit at real images x: R1 (Mescheder et al. 2018, arXiv:1801.04406)."""
+    """1/2 E |grad D(x)|^2 of D's logit at real images: R1 (Mescheder et al. 2018, arXiv:1801.04406)."""
     x = x.detach().requires_grad_()
     (gradient,) = torch.autograd.grad(D(x).sum(), x, create_graph=True)
     return gradient.square().sum((1, 2, 3)).mean() / 2
@@ -167,14 +166,14 @@ def r1_penalty(D, x):
 def train_step(training, real, z, r1_gamma, dtype):
     """One iteration of Algorithm 1 of Goodfellow et al. (2014), with k = 1.
 
-    real: images (N, 1, 28, 28) in [-1, 1]; z: latent vectors (N, latent_dim). Returns scalars: D_loss, the
-    mean over real and fake images without the penalty, G_loss, and the means of D(x) and D(G(z)).
+    real: images (N, 1, 28, 28) in [-1, 1]; z: latent vectors (N, latent_dim). Returns scalars: D_loss,
+    the mean over real and fake images without the penalty, G_loss, and the means of D(x) and D(G(z)).
     """
     G, D = training.G, training.D
     autocast = torch.autocast(real.device.type, dtype, enabled=dtype is not torch.float32)
 
     # Discriminator: ascend log D(x) + log(1 - D(G(z))), with -log D = softplus(-logit) and
-    # -log(1 - D) = softplus(logit). D has no BatchNorm, so one pass over real and fake is the same as two.
+    # -log(1 - D) = softplus(logit). D has no BatchNorm, so one pass over both is the same as two.
     with autocast:
         fake = G(z)
         logits = D(torch.cat([real, fake.detach()])).float()
@@ -185,8 +184,8 @@ def train_step(training, real, z, r1_gamma, dtype):
     (D_loss + penalty).backward()
     training.D_optimizer.step()
 
-    # Generator, against the discriminator just updated: ascend log D(G(z)), the non-saturating form, with
-    # the same z: another G(z) would take longer and gain nothing.
+    # Generator, against the discriminator just updated: ascend log D(G(z)), the non-saturating form,
+    # with the same z: another G(z) would take longer and gain nothing.
     D.requires_grad_(False)
     with autocast:
         logits = D(fake).float()
@@ -202,7 +201,7 @@ def train_step(training, real, z, r1_gamma, dtype):
 
 @torch.no_grad()
 def update_average(G_ema, G, step):
-    """G_ema <- d G_ema + (1 - d) G with d = (1 + step) / (10 + step): about the last tenth of all steps."""
+    """G_ema <- d G_ema + (1 - d) G, d = (1 + step) / (10 + step): about the last tenth of all steps."""
     d = (1 + step) / (10 + step)
     for average, weight in zip(G_ema.parameters(), G.parameters(), strict=True):
         average.lerp_(weight, 1 - d)
@@ -235,14 +234,14 @@ def train_epoch(training, images, epoch, settings, dtype, progress):
         r1_gamma = 4 * settings["r1_gamma"] if step % 4 == 0 else 0
         record.append(train_step(training, real, z, r1_gamma, dtype))
         update_average(training.G_ema, training.G, step)
-        progress()
+        progress(1 / steps)
     return {name: torch.stack([losses[name] for losses in record]).cpu() for name in record[0]}
 
 
 def train(training, history, images, epochs, settings, dtype, folder, sample_every):
     """Train from the last epoch of `history`, which grows, to `epochs`. images: uint8 (N, 1, 28, 28)."""
     z = latent_vectors(settings["latent_dim"])[:64]
-    with progress_bar(len(history), epochs, history.D_loss.shape[1]) as bar:
+    with progress_bar(len(history), epochs) as bar:
         for epoch in range(len(history) + 1, epochs + 1):
             start = time.perf_counter()
             losses = train_epoch(training, images, epoch, settings, dtype, bar.update)
@@ -275,8 +274,8 @@ def latent_vectors(latent_dim):
 
 
 def perturb(G, z, dims, offsets):
-    """uint8 images G(z + offset e_dim), (dims, offsets, N, 28, 28), of z (N, latent_dim); and the response,
-    (dims, offsets): the mean absolute change of a pixel against G(z), in percent of its range."""
+    """uint8 images G(z + offset e_dim), (dims, offsets, N, 28, 28), of z (N, latent_dim); and the
+    response, (dims, offsets): the mean absolute change of a pixel against G(z), in % of its range."""
     moved = z.repeat(len(dims), len(offsets), 1, 1)
     for i, dim in enumerate(dims):
         moved[i, :, :, dim] += torch.tensor(offsets)[:, None]
@@ -286,9 +285,9 @@ def perturb(G, z, dims, offsets):
 
 # ------------------------------------------------------------------------------------ figures
 
-
-STYLE = ["default", {"font.size": 7, "axes.titlesize": 7, "figure.titlesize": 9, "legend.frameon": False,
-                     "image.cmap": "gray", "image.interpolation": "nearest"}]  # whatever the user's own is
+STYLE = ["default", {  # whatever the user's own is
+    "font.size": 7, "axes.titlesize": 7, "figure.titlesize": 9, "legend.frameon": False,
+    "image.cmap": "gray", "image.interpolation": "nearest"}]
 
 
 def new_figure(height, title):
@@ -299,18 +298,22 @@ def new_figure(height, title):
 
 
 def mosaic(images):
-    """uint8 images (N, 28, 28), N a multiple of 8, as one, in rows of 8 with a white margin around each."""
+    """uint8 images (N, 28, 28) as one, in rows of 8 with a white margin around each."""
     cells = F.pad(images, (1, 1, 1, 1), value=255).unflatten(0, (-1, 8))  # (rows, 8, 30, 30)
     return cells.transpose(1, 2).reshape(-1, 8 * 30).numpy()
 
 
-def show_images(axes, images, row_labels=(), column_labels=(), fontsize=7):
-    """Draw uint8 images (N, 28, 28) in rows of 8, the labels on the left and beneath."""
+def images_figure(images, title, row_labels=(), column_labels=(), caption=""):
+    """A page of uint8 images (N, 28, 28) in rows of 8, the labels on the left and beneath."""
+    figure = new_figure(min(17, 0.9 + 1.45 * (len(images) // 8) + 1.1 * bool(caption)), title)
+    axes = figure.subplots()
     axes.imshow(mosaic(images), vmin=0, vmax=255)
     axes.set_xticks(np.arange(len(column_labels)) * 30 + 14.5, column_labels)
-    axes.set_yticks(np.arange(len(row_labels)) * 30 + 14.5, row_labels, va="center")
-    axes.tick_params(length=0, labelsize=fontsize)
+    axes.set_yticks(np.arange(len(row_labels)) * 30 + 14.5, row_labels)
+    axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
+    axes.set_xlabel(caption)
+    return figure
 
 
 def losses_figure(history, model):
@@ -319,28 +322,18 @@ def losses_figure(history, model):
     title = f"{model}: losses over {epochs} epochs (thin: every iteration; bold: epoch mean)"
     figure = new_figure(7.5, title)
     axes = figure.subplots()
-    curves = ((history.D_loss, "Discriminator", "tab:blue", "-", 2),  # the narrower band, so in front
-              (history.G_loss, "Generator", "tab:orange", "--", 1))  # dashed, for print in black and white
+    iterations, middles = np.arange(1, epochs * steps + 1) / steps, np.arange(epochs) + 0.5
+    # D, the narrower band, is in front; G is dashed, for print in black and white.
+    curves = ((history.D_loss, "Discriminator", "tab:blue", "-", 2),
+              (history.G_loss, "Generator", "tab:orange", "--", 1))
     for losses, label, colour, style, order in curves:
-        iterations, middles = np.arange(1, epochs * steps + 1) / steps, np.arange(epochs) + 0.5
         axes.plot(iterations, losses.flatten(), color=colour, linewidth=0.3, alpha=0.35, zorder=order)
-        marker = "o" if epochs == 1 else ""  # one point makes no line
-        axes.plot(middles, losses.mean(1), style, color=colour, linewidth=1.6, marker=marker, label=label,
-                  zorder=3)
+        axes.plot(middles, losses.mean(1), style, color=colour, linewidth=1.6, label=label, zorder=3,
+                  marker="o" if epochs == 1 else "")  # one point makes no line
     axes.axhline(np.log(2), color="black", linewidth=0.8, linestyle=":", label="ln 2: D is undecided")
     axes.set(xlim=(0, epochs), xlabel="Epoch", ylabel="Loss (binary cross-entropy)")
     axes.xaxis.get_major_locator().set_params(integer=True)
     figure.legend(loc="outside lower center", ncols=3)
-    return figure
-
-
-def images_figure(images, title, row_labels=(), column_labels=(), caption=None):
-    """uint8 images (N, 28, 28) in rows of 8."""
-    figure = new_figure(1 + 1.45 * (len(images) // 8) + 1.1 * bool(caption), title)
-    axes = figure.subplots()
-    show_images(axes, images, row_labels, column_labels)
-    axes.tick_params(axis="y", rotation=90)
-    axes.set_xlabel(caption)
     return figure
 
 
@@ -360,29 +353,27 @@ def nearest_neighbours_figure(fake, real, train, title):
                f"Median of {len(fake)} generated images {distances.median():.1f}, "
                f"of {len(real)} real test images {nearest(real, train)[1].median():.1f}")
     title += ": generated images and the nearest training images"
-    return images_figure(torch.cat([fake[:8], train[indices[:8]]]), title, ["generated", "nearest"],
-                         [f"{distance:.1f}" for distance in distances[:8]], caption)
+    columns = [f"{distance:.1f}" for distance in distances[:8]]
+    pairs = torch.cat([fake[:8], train[indices[:8]]])
+    return images_figure(pairs, title, ["generated", "nearest"], columns, caption)
 
 
 def perturbation_figure(images, response, dims, offsets, title):
-    """What `perturb` returns for 8 latent vectors: one panel a dimension, one row an offset."""
-    labels = [[f"z[{dim}] {offset:+.4g}".replace("-", "\N{MINUS SIGN}") for offset in offsets]
-              for dim in dims]
-    rows, longest = len(dims) * len(offsets), max(len(label) for block in labels for label in block)
-    height = min(17, 2 + rows)
-    fontsize = min(7, 20 * (height - 2) / rows, 105 / longest)  # fits beside its row
-    figure = new_figure(height, title + ": one latent dimension at a time, moved by an offset")
-    panels = figure.subplots(len(dims), squeeze=False)[:, 0]
-    for panel, names, block, changes in zip(panels, labels, images, response, strict=True):
-        show_images(panel, block.flatten(0, 1), names, fontsize=fontsize)
-        right = panel.secondary_yaxis("right")
-        right.set_yticks(panel.get_yticks(), [f"{change:.1f}%" for change in changes])
-        right.tick_params(length=0, labelsize=fontsize)
-        right.spines[:].set_visible(False)
-    sample = "Sample {}" if rows <= 16 else "{}"  # as wide as its column
-    panels[0].set_xticks(np.arange(8) * 30 + 14.5, [sample.format(i) for i in range(1, 9)], fontsize=5)
-    panels[0].xaxis.tick_top()
-    figure.supxlabel("Right: response, the mean absolute change of a pixel in % of its range", fontsize=7)
+    """What `perturb` returns for 8 latent vectors: a row an offset, a block of rows a dimension."""
+    rows = [f"z[{dim}] {offset:+.4g}" for dim in dims for offset in offsets]
+    rows = [row.replace("-", "\N{MINUS SIGN}") for row in rows]
+    columns = [f"Sample {i}" if len(rows) <= 16 else f"{i}" for i in range(1, 9)]  # as wide as a column
+    title += ": one latent dimension at a time, moved by an offset"
+    caption = "Right: response, the mean absolute change of a pixel in % of its range"
+    figure = images_figure(images.flatten(0, 2), title, rows, columns, caption)
+    axes = figure.axes[0]
+    axes.xaxis.tick_top()
+    axes.tick_params("x", labelsize=5)
+    axes.hlines(np.arange(1, len(dims)) * len(offsets) * 30 - 0.5, -0.5, 239.5, "black", linewidth=0.6)
+    right = axes.secondary_yaxis("right")
+    right.set_yticks(axes.get_yticks(), [f"{change:.1f}%" for change in response.flatten()])
+    right.tick_params(length=0)
+    right.spines[:].set_visible(False)
     return figure
 
 
@@ -448,15 +439,14 @@ class History:
 
 
 def save(path, save_to, needed=False):
-    """Write what save_to(file) writes, whole or not at all, by way of another name. A file that cannot be
-    written, as a spreadsheet holds it open, say, costs a word and not the run; if `needed`, UserError."""
+    """Write what save_to(file) writes, whole or not at all. A file that cannot be written, because a
+    spreadsheet holds it open, say, costs a word and not the run; if it is `needed`, UserError."""
     buffer, part = io.BytesIO(), path.with_name(PARTIAL + path.name)
     save_to(buffer)  # not to the file: torch.save hides what a disk says
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(part, "wb") as file:
             file.write(buffer.getbuffer())
-            file.flush()
             with contextlib.suppress(OSError):  # some network drives cannot
                 os.fsync(file.fileno())
         for wait in (0.1, 0.3, 1):  # on Windows a virus scanner may hold a new file for a moment
@@ -484,7 +474,8 @@ def locked(folder):
 
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"{folder} is in use by another run: wait, or give another --outputs") from None
+            message = f"{folder} is in use by another run: wait, or give another --outputs"
+            raise UserError(message) from None
         except (ImportError, OSError):
             pass  # Windows and some network drives have no such locks
         remove(folder, PARTIAL + "*")
@@ -503,13 +494,13 @@ def remove(folder, *patterns):
 
 def save_tables(folder, history):
     """history.csv: a row an epoch, means and deviations over its steps; and settings.json."""
-    columns = {"epoch": range(1, len(history) + 1)}
-    for name in ("D_loss", "G_loss", "D_x", "D_G_z"):
-        steps = getattr(history, name)
-        columns |= {f"{name}_mean": steps.mean(1), f"{name}_std": steps.std(1, correction=0)}
-    columns["seconds"] = history.seconds
-    table, formats = np.column_stack(list(columns.values())), ["%d", *["%.6f"] * 8, "%.2f"]
-    options = {"delimiter": ",", "header": ",".join(columns), "comments": ""}
+    names = ("D_loss", "G_loss", "D_x", "D_G_z")
+    steps = torch.stack([getattr(history, name) for name in names], 1)  # (epochs, 4, steps)
+    columns = torch.stack([steps.mean(2), steps.std(2, correction=0)], 2).flatten(1)
+    table = np.column_stack([range(1, len(history) + 1), columns, history.seconds])
+    heading = ["epoch", *(f"{name}_{what}" for name in names for what in ("mean", "std")), "seconds"]
+    options = {"delimiter": ",", "header": ",".join(heading), "comments": ""}
+    formats = ["%d", *["%.6f"] * 8, "%.2f"]
     save(folder / "history.csv", lambda file: np.savetxt(file, table, formats, **options))
     save(folder / "settings.json", lambda file: file.write(history.settings_json.encode()))
 
@@ -517,18 +508,12 @@ def save_tables(folder, history):
 def save_checkpoint(folder, training, history, settings):
     """Everything needed to go on; the random numbers follow from the seed and the number of epochs."""
     states = {part: value.state_dict() for part, value in vars(training).items()}
-    checkpoint = {**states, "layers": layers_of(training), "settings": settings, "history": vars(history)}
+    checkpoint = {**states, "settings": settings, "history": vars(history)}
     save(folder / "checkpoint.pt", lambda file: torch.save(checkpoint, file), needed=True)
 
 
-def layers_of(training):
-    """{name: what it prints} of every layer of both networks."""
-    layers = nn.ModuleDict({"G": training.G, "D": training.D}).named_modules()
-    return {name: str(layer) for name, layer in layers if not list(layer.children())}
-
-
 def read_checkpoint(path):
-    """What torch.save wrote to `path`; no code in it is run. Raises whatever reading a bad file raises."""
+    """What torch.save wrote to `path`; no code in it is run. A bad file raises all kinds of errors."""
     with zipfile.ZipFile(path) as archive:
         if archive.testzip():  # torch.load does not look at the checksums
             raise ValueError("wrong checksum")
@@ -536,32 +521,28 @@ def read_checkpoint(path):
 
 
 def load_checkpoint(path, training, settings, steps):
-    """Put the checkpoint at `path` into `training`; returns its History, of epochs of so many steps. Raises
-    UserError when it is of other settings, of another network, or damaged."""
+    """Put the checkpoint at `path` into `training`; returns its History, of epochs of so many steps.
+    Raises UserError when it is of other settings, of another network, or damaged."""
     way_out = "start over with --fresh, or give another --outputs"
     try:
         checkpoint = read_checkpoint(path)
-        now_and_before = {"other settings": (settings, checkpoint["settings"]),
-                          "another network": (layers_of(training), checkpoint["layers"])}
-        for kind, (now, before) in now_and_before.items():
-            pairs = {name: (before.get(name, "unknown"), now.get(name, "unknown")) for name in before | now}
-            changes = [f"{name} was {a}, is now {b}" for name, (a, b) in pairs.items() if a != b]
-            if changes:
-                shown = "; ".join(changes[:4] + [f"{len(changes) - 4} more"] * (len(changes) > 4))
-                raise UserError(f"{path} is of a run with {kind} ({shown}): undo that, {way_out}")
-        for part, value in vars(training).items():
-            value.load_state_dict(checkpoint[part])
-        history = History(**checkpoint["history"])
-        losses = (history.D_loss, history.G_loss, history.D_x, history.D_G_z)
-        if ({values.shape for values in losses} != {(len(history), steps)}
-                or history.samples.shape != (len(history), 64, 28, 28)):
-            raise ValueError("its history is incomplete")
-        return history
-    except UserError:
-        raise
+        before = checkpoint["settings"]
+        changes = [f"{name} was {before.get(name, 'unknown')}, is now {settings.get(name, 'unknown')}"
+                   for name in before | settings if before.get(name) != settings.get(name)]
+        if not changes:
+            for part, value in vars(training).items():
+                value.load_state_dict(checkpoint[part])
+            history = History(**checkpoint["history"])
+            for values in (history.D_loss, history.G_loss, history.D_x, history.D_G_z):
+                values.view(len(history), steps)  # raises an error if some are missing
+            history.samples.view(len(history), 64, 28, 28)
+            return history
     except Exception as error:  # whatever Python and torch make of a bad file
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
         raise UserError(f"{path} is damaged or not ours ({reason}): {way_out}") from error
+    more = f"; {len(changes) - 4} more" if len(changes) > 4 else ""
+    raise UserError(f"{path} is of other settings or another network ({'; '.join(changes[:4])}{more}): "
+                    f"undo that, {way_out}")
 
 
 def foreign_images(folder):
@@ -570,11 +551,10 @@ def foreign_images(folder):
 
 
 def save_images(folder, G, count, latent_dim):
-    """Put `count` generated images, 28x28, into `folder`, 00000.png and so on, instead of those in it."""
+    """Put `count` generated images into `folder`, 00000.png and so on, in the place of those in it."""
     part, tag = folder.with_name(PARTIAL + folder.name), PngInfo()
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir()
     tag.add_text("Software", SOFTWARE)
+    part.mkdir()
     random = torch.Generator().manual_seed(2016)
     for start in tqdm(range(0, count, 100), "images", unit_scale=100, mininterval=1):
         images = generate(G, torch.randn(100, latent_dim, generator=random))
@@ -603,8 +583,9 @@ OPTIONS = (  # name, type, default, lowest value, value that is too high, help
 
 def parse_arguments(name, argv=None):
     """The command line of both scripts. Exits with status 2 and one line when it is wrong."""
-    parser = argparse.ArgumentParser(description=f"Train the {name} on FashionMNIST and draw its figures. "
-                                     "An unfinished run is continued, a finished one redrawn.")
+    parser = argparse.ArgumentParser(
+        description=f"Train the {name} on FashionMNIST and draw its figures. An unfinished run is "
+                    "continued, a finished one redrawn.")
     parser.error = lambda message: parser.exit(2, f"{parser.prog}: error: {message} (see --help)\n")
     add = parser.add_argument
     add("--data", type=Path, default="data", help="folder of the images (default: data)")
@@ -628,41 +609,37 @@ def parse_arguments(name, argv=None):
                 below = f" and below {too_high}" if too_high < np.inf else ""
                 parser.error(f"argument --{option}: {value} is not at least {lowest}{below}")
     if len(args.perturb_dims) * len(args.perturb_offsets) > 40:
-        parser.error("argument --perturb-dims: times the offsets, more than the 40 rows that a page holds")
+        parser.error("argument --perturb-dims: times the offsets, more than the 40 rows of a page")
     return args
 
 
 def choose_device(name):
     """The torch.device of that name, if it can compute; "auto": CUDA, else Apple's MPS, else the CPU."""
-    available = ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available() + ["cpu"]
-    if name not in ("auto", *available):
-        raise UserError(f"--device {name}: not on this machine, only {', '.join(available)}", 2)
-    device = available[0] if name == "auto" else name
-    try:
-        F.conv2d(*torch.ones(2, 1, 1, 8, 8, device=device)).sum().item()
-        return torch.device(device)
-    except Exception as error:  # a card that is busy, or too old for this PyTorch
-        reason = f"{device} cannot compute ({error})".partition("\n")[0]
-        if name != "auto":
-            raise UserError(f"{reason}: try --device cpu") from error
-        say(f"{reason}: going on with the CPU")
-        return torch.device("cpu")
+    there = ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available() + ["cpu"]
+    if name not in ("auto", *there):
+        raise UserError(f"--device {name}: not on this machine, only {', '.join(there)}", 2)
+    for device in there if name == "auto" else [name]:
+        try:
+            F.conv2d(*torch.ones(2, 1, 1, 8, 8, device=device)).sum().item()
+            return torch.device(device)
+        except Exception as error:  # a card that is busy, or too old for this PyTorch
+            reason = f"{device} cannot compute ({error})".partition("\n")[0]
+            if name != "auto":
+                raise UserError(f"{reason}: try --device cpu") from error
+            say(f"{reason}: going on without it")
 
 
 def choose_dtype(precision, device):
-    """The type to compute in; "auto" is bfloat16 only where the hardware multiplies it faster."""
-    if precision != "auto":
-        return getattr(torch, precision)
-    if device.type == "cuda":
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
+    """The type to compute in; "auto": bfloat16 on processors that multiply it faster, else float32."""
+    if precision == "auto":
         cpu = torch.cpu.get_capabilities()
         fast = device.type == "cpu" and (cpu.get("amx_bf16") or cpu.get("avx512_bf16"))
-    return torch.bfloat16 if fast else torch.float32
+        precision = "bfloat16" if fast else "float32"
+    return getattr(torch, precision)
 
 
 def use_the_cpu_well():
-    """No more threads than a container's quota has processors, and freed memory kept for the next step."""
+    """No more threads than a container's quota allows, and freed memory kept for the next step."""
     with contextlib.suppress(OSError, ValueError):  # there is no quota
         quota, period = map(int, Path("/sys/fs/cgroup/cpu.max").read_text().split())
         torch.set_num_threads(min(torch.get_num_threads(), max(1, quota // period)))
@@ -678,11 +655,10 @@ def say(message):
     tqdm.write(message, file=sys.stderr)
 
 
-def progress_bar(done, epochs, steps):
-    layout = "{n:.1f}/{total:.0f}{postfix} left {remaining} {bar}"  # 80 columns show all but the bar
+def progress_bar(done, epochs):
+    layout = "{n:.1f}/{total}{postfix} left {remaining} {bar}"  # 80 columns show all but the bar
     interval = 1 if sys.stderr.isatty() else 30  # seconds: a log file need not have every update
-    return tqdm(initial=done * steps, total=epochs * steps, unit_scale=1 / steps, bar_format=layout,
-                mininterval=interval, dynamic_ncols=True)
+    return tqdm(initial=done, total=epochs, bar_format=layout, mininterval=interval, dynamic_ncols=True)
 
 
 def check_losses(losses, epoch):
@@ -709,35 +685,36 @@ def run(name, Generator, Discriminator, args):
     use_the_cpu_well()
     kept = ("batch_size", "learning_rate", "r1_gamma", "latent_dim", "seed", "precision", "limit")
     settings = {"model": name, **{key: getattr(args, key) for key in kept}}
-    training, folder = new_training(Generator, Discriminator, settings, device), args.outputs / name.lower()
+    training = new_training(Generator, Discriminator, settings, device)
+    networks = nn.ModuleDict({"G": training.G, "D": training.D})
+    settings |= {key: str(part) for key, part in networks.named_modules() if not list(part.children())}
+    folder = args.outputs / name.lower()
     with locked(folder):
         if args.images and (foreign := foreign_images(folder / "images")):
             raise UserError(f"{foreign[0]} is not an image of ours: move it, or give another --outputs")
-        history = History(*torch.empty(4, 0, steps), torch.empty(0, 64, 28, 28, dtype=torch.uint8), [], "")
         if (folder / "checkpoint.pt").exists() and not args.fresh:
             history = load_checkpoint(folder / "checkpoint.pt", training, settings, steps)
+        else:
+            samples = torch.empty(0, 64, 28, 28, dtype=torch.uint8)
+            history = History(*torch.empty(4, 0, steps), samples, [], "")
         epochs = max(len(history), args.epochs)
         print(f"{name} on {device} in {dtype}, {len(train_images):,} images, "
               f"{len(history)} of {epochs} epochs done", flush=True)
-        if len(history) < epochs:
-            facts = {"options": vars(args), "device": device, "precision": dtype, "torch": torch.__version__,
-                     "python": sys.version.split()[0], "threads": torch.get_num_threads(),
-                     "processor": torch.backends.cpu.get_cpu_capability(),
-                     "parameters": {network: sum(map(torch.numel, getattr(training, network).parameters()))
-                                    for network in ("G", "D")}}
-            history.settings_json = json.dumps(facts, default=str, indent=2)
-            try:
-                train(training, history, train_images.to(device), epochs, settings, dtype, folder,
-                      args.sample_every)
-            except KeyboardInterrupt:
-                done, again = len(history), " without --fresh" if args.fresh else ""
-                raise KeyboardInterrupt(
-                    f"stopped after epoch {done}: the same command{again} goes on; with --epochs {done} it "
-                    "draws the figures of what is there" if done else
-                    "stopped before the end of the first epoch: the same command starts again") from None
+        facts = {"options": vars(args), "device": device, "precision": dtype, "torch": torch.__version__,
+                 "python": sys.version.split()[0], "threads": torch.get_num_threads(),
+                 "parameters": {key: sum(p.numel() for p in networks[key].parameters()) for key in "GD"}}
+        history.settings_json = json.dumps(facts, default=str, indent=2)
+        try:
+            train(training, history, train_images.to(device), epochs, settings, dtype, folder,
+                  args.sample_every)
+        except KeyboardInterrupt:
+            done, command = len(history), "the same command" + " without --fresh" * args.fresh
+            draw = f"; with --epochs {done} it draws the figures of what is there" if done else ""
+            raise UserError(f"stopped after epoch {done}: {command} goes on{draw}", 130) from None
         z, moved = latent_vectors(args.latent_dim), (args.perturb_dims, args.perturb_offsets)
         fake, perturbed = generate(training.G_ema, z), perturb(training.G_ema, z[:8], *moved)
-        draw_training(folder, history, name, [*range(args.sample_every, epochs, args.sample_every), epochs])
+        due = [*range(args.sample_every, epochs, args.sample_every), epochs]
+        draw_training(folder, history, name, due)
         draw_results(folder, history, name, fake, test_images[:500, 0], train_images[:, 0],
                      (*perturbed, *moved))
         weights = {key: value.cpu() for key, value in training.G_ema.state_dict().items()}
@@ -773,7 +750,8 @@ def errors_for_people():
     matplotlib settings are like."""
     with contextlib.suppress(ValueError):  # this is not the main thread
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends a run as Ctrl-C does
-    with (contextlib.redirect_stdout(Terminal(sys.stdout)), contextlib.redirect_stderr(Terminal(sys.stderr)),
+    stdout, stderr = Terminal(sys.stdout), Terminal(sys.stderr)
+    with (contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr),
           matplotlib.style.context(STYLE)):
         try:
             yield
@@ -782,12 +760,12 @@ def errors_for_people():
             message, status = (*error.args, 1)[:2]
         except OSError as error:
             message, status = f"{error}; another --outputs or --data may help", 1
-        except KeyboardInterrupt as stop:
-            message, status = str(stop) or "stopped", 130  # as shells have it for Ctrl-C
+        except KeyboardInterrupt:
+            message, status = "stopped", 130  # as shells have it for Ctrl-C
         except (MemoryError, RuntimeError) as error:
             if not re.search("out of memory|allocate memory|MemoryError|CUDA error|busy", repr(error)):
                 raise  # a mistake in the code, which its traceback shows
-            reason = str(error).partition("\n")[0]
+            reason = (str(error) or "out of memory").partition("\n")[0]
             message, status = f"{reason}: try --device cpu or a smaller --batch-size", 1
         print("error: " * (status != 130) + message, file=sys.stderr)
         sys.exit(status)

@@ -1,8 +1,8 @@
 """Measure what a report claims of the two models: `python compare.py` after `gan.py` and `dcgan.py`.
 
 Reads outputs/gan and outputs/dcgan (either alone will do), and writes outputs/comparison.png and
-outputs/comparison.md. Quality and variety are judged in the features of a small classifier of FashionMNIST,
-trained here once and kept in outputs/classifier.pt: 10,000 generated images against the 10,000 test images.
+outputs/comparison.md. Quality and variety are judged in the features of a small classifier, trained
+once and kept in outputs/classifier.pt: 10,000 generated images against the 10,000 test images.
 """
 
 import common  # first: it says in one line which package is missing
@@ -21,7 +21,7 @@ import dcgan
 import gan
 
 GENERATORS = {"GAN": gan.Generator, "DCGAN": dcgan.Generator}
-GARMENTS = ("T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Boot")
+LABELS = "T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Boot"
 N = 10_000  # images on each side of a comparison
 PAIRS = 1000  # of latent vectors, for the path length; a tenth of them for the interpolations
 EPOCHS = 10  # of the judge
@@ -33,7 +33,7 @@ K = 5  # nearest neighbours that make an image's neighbourhood, as in Naeem et a
 
 
 class Judge(nn.Module):
-    """A classifier: images (N, 1, 28, 28) in [-1, 1] to logits (N, 10); `features`: the last hidden layer."""
+    """Images (N, 1, 28, 28) in [-1, 1] to logits (N, 10) of garments; features: last hidden layer."""
 
     def __init__(self):
         super().__init__()
@@ -102,9 +102,9 @@ def neighbourhood(features):
 
 
 def precision_recall_coverage(real, real_radius, fake):
-    """Of features real (N, F), with their neighbourhood, and fake (M, F): the share of fake images in the
-    neighbourhood of a real one; of real ones in that of a fake one (Kynkäänniemi et al. 2019); and of real
-    images with a fake one in their neighbourhood (Naeem et al. 2020)."""
+    """Of features real (N, F), with their neighbourhood, and fake (M, F): the share of fake images in
+    the neighbourhood of a real one; of real ones in that of a fake one (Kynkäänniemi et al. 2019); and
+    of real images with a fake one in their neighbourhood (Naeem et al. 2020)."""
     precise, recalled, covered = [], *torch.zeros(2, len(real), dtype=torch.bool)
     for part, radius in zip(fake.split(500), neighbourhood(fake).split(500), strict=True):
         distance = torch.cdist(part, real)
@@ -115,22 +115,22 @@ def precision_recall_coverage(real, real_radius, fake):
 
 
 def sharpness(images):
-    """Of uint8 images (N, 28, 28): the variance of their Laplacian (Pech-Pacheco et al. 2000), on average."""
+    """Variance of the Laplacian, the mean over uint8 images (N, 28, 28) (Pech-Pacheco et al. 2000)."""
     laplacian = torch.tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]])[None, None]
     edges = F.conv2d(images[:, None].float(), laplacian)
     return edges.flatten(1).var(1, correction=0).mean().item()
 
 
 def interpolate(a, b, t):
-    """From latent vectors a (t = 0) to b (t = 1), both (..., L), on the great circle (slerp; White 2016)."""
+    """From latent vectors a (t = 0) to b (t = 1), (..., L), on a great circle (slerp; White 2016)."""
     angle = torch.acos(F.cosine_similarity(a, b, dim=-1).clamp(-1, 1))[..., None]
     return (torch.sin((1 - t) * angle) * a + torch.sin(t * angle) * b) / torch.sin(angle)
 
 
 @torch.no_grad()
 def path_length(G, judge, z_a, z_b, t, epsilon=1e-3):
-    """Perceptual path length (Karras et al. 2019): the mean of |f(G(z(t + e))) - f(G(z(t)))|^2 / e^2 with the
-    judge's features f, over pairs of latent vectors (N, L) and places t (N, 1) on the way between them."""
+    """Perceptual path length (Karras et al. 2019): the mean of |f(G(z(t + e))) - f(G(z(t)))|^2 / e^2, f
+    being the judge's features, over pairs of latent vectors (N, L) and places t (N, 1) between them."""
     here, there = (in_parts(lambda z: judge.features(G(z)), interpolate(z_a, z_b, place))
                    for place in (t, t + epsilon))
     return ((here - there).square().sum(1) / epsilon**2).mean().item()
@@ -138,8 +138,8 @@ def path_length(G, judge, z_a, z_b, t, epsilon=1e-3):
 
 @torch.no_grad()
 def interpolation_steps(G, judge, z_a, z_b, steps):
-    """Images (N, steps + 1, 1, 28, 28) on the way between latent vectors (N, L), and the distances (N, steps)
-    of the judge's features from one to the next."""
+    """Images (N, steps + 1, 1, 28, 28) on the way between latent vectors (N, L), and the distances
+    (N, steps) of the judge's features from one to the next."""
     t = torch.linspace(0, 1, steps + 1)[None, :, None]
     z = interpolate(z_a[:, None], z_b[:, None], t)
     x = in_parts(G, z.flatten(0, 1))
@@ -149,19 +149,19 @@ def interpolation_steps(G, judge, z_a, z_b, steps):
 
 def measure_images(judge, images, real):
     """Rows of the table, {(claim, measure, meaning): value}, on quality and variety of uint8 images
-    (N, 28, 28), and the shares (10,) of the garments among them. real: features (M, F) of test images and
-    their neighbourhood (M,)."""
+    (N, 28, 28), and the shares (10,) of the garments among them. real: features (M, F) of test images
+    and their neighbourhood (M,)."""
     features, classes = judge_images(judge, images)
     precision, recall, coverage = precision_recall_coverage(*real, features)
     shares = torch.bincount(classes, minlength=10) / len(classes)
     return {
-        ("Quality", "Frechet distance", "between features of generated and test images; lower is better"):
+        ("Quality", "Frechet distance", "of features of generated and test images; lower is better"):
             frechet_distance(features, real[0]),
-        ("Quality", "precision", "share of generated images among real ones; higher is better"): precision,
+        ("Quality", "precision", "share of fake images among real ones; higher is better"): precision,
         ("Quality", "sharpness", "variance of the Laplacian; closer to real data's is better"):
             sharpness(images),
-        ("Variety", "recall", "share of real images among generated ones; higher is better"): recall,
-        ("Variety", "coverage", "share of real images with a generated one near; higher is better"): coverage,
+        ("Variety", "recall", "share of real images among fake ones; higher is better"): recall,
+        ("Variety", "coverage", "share of real images with a fake one near; higher is better"): coverage,
         ("Variety", "smallest share of a garment", "closer to 0.1 is better"): shares.min().item(),
         ("Variety", "largest share of a garment", "closer to 0.1 is better"): shares.max().item(),
     }, shares
@@ -186,16 +186,16 @@ def measure_stability(history):
 
 
 def measure_latent_space(G, judge, latent_dim):
-    """Smoothness; and to draw, images of two ways, (2, 17, 28, 28) in [-1, 1], and the changes from step to
-    step along many, (N, 32)."""
+    """Smoothness; and to draw, images of two ways, (2, 17, 28, 28) in [-1, 1], and the changes from step
+    to step along many, (N, 32)."""
     random = torch.Generator().manual_seed(2018)
     z_a, z_b = torch.randn(2, PAIRS, latent_dim, generator=random)
     length = path_length(G, judge, z_a, z_b, torch.rand(PAIRS, 1, generator=random))
     images, jumps = interpolation_steps(G, judge, z_a[: PAIRS // 10], z_b[: PAIRS // 10], 32)
     jumps = jumps / jumps.mean(1, keepdim=True)
     return {
-        ("Smoothness", "path length", "change of features per step of z, squared; lower is smoother"): length,
-        ("Smoothness", "largest jump", "of 32 steps from z to z, over their mean; closer to 1 is smoother"):
+        ("Smoothness", "path length", "change of features with z, squared; lower is smoother"): length,
+        ("Smoothness", "largest jump", "of 32 steps from z to z, over the mean; near 1 is smoother"):
             jumps.amax(1).mean().item(),
     }, images[:2, ::2, 0], jumps
 
@@ -227,9 +227,9 @@ def draw_jumps(axes, jumps):
     """The step-to-step change along interpolations, {name: (N, steps)}: mean and largest of N."""
     for (name, changes), style in zip(jumps.items(), ("-", "--"), strict=False):
         place = np.arange(1, changes.shape[1] + 1)
-        (line,) = axes.plot(place, changes.mean(0).numpy(), style, label=f"{name}, mean of {len(changes)}")
+        (line,) = axes.plot(place, changes.mean(0), style, label=f"{name}, mean of {len(changes)}")
         thin = {"color": line.get_color(), "linewidth": 0.6, "label": f"{name}, largest"}
-        axes.plot(place, changes.amax(0).numpy(), style, **thin)
+        axes.plot(place, changes.amax(0), style, **thin)
     axes.set_title("Change from step to step / mean step")
     axes.set_xlabel("Step of the interpolation")
     axes.set_ylim(0, None)
@@ -237,11 +237,11 @@ def draw_jumps(axes, jumps):
 
 def draw_shares(axes, shares):
     """The share of each of the ten garments, {name: (10,)}."""
-    for i, (name, values) in enumerate(shares.items()):
+    for i, (name, share) in enumerate(shares.items()):
         place = np.arange(10) + (i - (len(shares) - 1) / 2) * 0.27
         hatch = ("", "/////", ".....")[i]  # tells the bars apart in black and white
-        axes.barh(place, values.numpy() * 100, 0.25, label=name, hatch=hatch, edgecolor="black", linewidth=0)
-    axes.set_yticks(np.arange(10), GARMENTS)
+        axes.barh(place, share * 100, 0.25, label=name, hatch=hatch, edgecolor="black", linewidth=0)
+    axes.set_yticks(np.arange(10), LABELS)
     axes.invert_yaxis()
     axes.set_title("Share of each garment in %")
 
@@ -251,21 +251,22 @@ def comparison_figure(runs, real, shares):
     "jumps" (N, steps)}}; real: uint8 (32, 28, 28); shares: {name: (10,)}, real data's among them."""
     titles = [f"{name}, epoch {len(run['history'])}" for name, run in runs.items()]
     figure = common.new_figure(17, f"{' and '.join(runs)} on FashionMNIST")
-    top, middle, paths, bottom = figure.subfigures(4, height_ratios=(3.9, 2.6, 0.3 + 1.7 * len(runs), 5.6))
+    top, middle, paths, end = figure.subfigures(4, height_ratios=(4, 2.6, 0.3 + 1.7 * len(runs), 5.6))
     losses = top.subplots(1, len(runs), sharey=True, squeeze=False)[0]
     samples = middle.subplots(1, len(runs) + 1)
     ways = paths.subplots(len(runs), squeeze=False)[:, 0]
     for title, run, *axes in zip(titles, runs.values(), losses, samples[:-1], ways, strict=True):
         draw_losses(axes[0], run["history"])
-        common.show_images(axes[1], run["samples"])
-        rows = F.pad(run["path"], (1, 1, 1, 1), value=1).transpose(1, 2).flatten(2)  # (N, 30, steps * 30)
+        axes[1].imshow(common.mosaic(run["samples"]), vmin=0, vmax=255)
+        rows = F.pad(run["path"], (1, 1, 1, 1), value=1).transpose(1, 2).flatten(2)  # (N, 30, 17 * 30)
         axes[2].imshow(rows.flatten(0, 1).numpy(), vmin=-1, vmax=1)
-        axes[2].set_axis_off()
-        for panel, what in zip(axes, (": losses", "", ": from one latent vector to another"), strict=True):
+        for panel, what in zip(axes, (": losses", "", ": from one z to another"), strict=True):
             panel.set_title(title + what)
-    common.show_images(samples[-1], real)
+    samples[-1].imshow(common.mosaic(real), vmin=0, vmax=255)
     samples[-1].set_title("real test images")
-    jumps_axes, shares_axes = bottom.subplots(1, 2)
+    for axes in [*samples, *ways]:
+        axes.set_axis_off()
+    jumps_axes, shares_axes = end.subplots(1, 2)
     draw_jumps(jumps_axes, {name: run["jumps"] for name, run in runs.items()})
     draw_shares(shares_axes, shares)
     losses[0].legend()
@@ -302,7 +303,7 @@ def compare(outputs, data):
     paths = {name: outputs / name.lower() / "checkpoint.pt" for name in GENERATORS}
     loaded = {name: load_run(path, GENERATORS[name]) for name, path in paths.items() if path.exists()}
     if not loaded:
-        raise common.UserError(f"{outputs} has no checkpoint of gan.py or dcgan.py: run one of them first")
+        raise common.UserError(f"{outputs} has no checkpoint: run gan.py or dcgan.py first")
     (train, test), labels = common.load_fashion_mnist(data), common.load_fashion_mnist(data, "labels")
     common.use_the_cpu_well()
     judge = load_judge(outputs / "classifier.pt", train, labels[0])
@@ -319,7 +320,7 @@ def compare(outputs, data):
         runs[name] = {"history": history, "samples": images[:32], "path": path, "jumps": jumps}
     columns["real data"], shares["real data"] = measure_images(judge, train[:N], real)
     columns["real data"] |= measure_memorisation(test, train)
-    heading = f"{N:,} images each; real data: training images. The judge's test accuracy: {accuracy:.4f}.\n\n"
+    heading = f"{N:,} images each; real data: training data. Accuracy of the judge: {accuracy:.4f}.\n\n"
     table = heading + comparison_table(columns)
     common.save(outputs / "comparison.md", lambda file: file.write(table.encode()))
     common.save(outputs / "comparison.png", comparison_figure(runs, test[:32], shares).savefig)
@@ -328,8 +329,8 @@ def compare(outputs, data):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--outputs", type=common.Path, default="outputs", help="folder of the runs (outputs)")
-    parser.add_argument("--data", type=common.Path, default="data", help="folder of the images (data)")
+    parser.add_argument("--outputs", type=common.Path, default="outputs", help="folder of the runs")
+    parser.add_argument("--data", type=common.Path, default="data", help="folder of the images")
     args = parser.parse_args(argv)
     with common.errors_for_people():
         print(compare(args.outputs.expanduser(), args.data.expanduser()))

@@ -78,7 +78,7 @@ class UpsampleConv(nn.Conv2d):
     """
 
     def __init__(self, channels_in, channels_out):
-        super().__init__(channels_in, channels_out, 3, bias=False)  # BatchNorm would subtract a bias again
+        super().__init__(channels_in, channels_out, 3, bias=False)  # BatchNorm would subtract a bias
 
     def forward(self, x):
         return self.fast(x) if x.device.type == "cpu" else self.plain(x)
@@ -93,7 +93,7 @@ class UpsampleConv(nn.Conv2d):
 
 
 class SumOf2x2(torch.autograd.Function):
-    """The sums of 2x2 neighbours, (N, C, H, W) to (N, C, H - 1, W - 1); their gradient is such a sum too."""
+    """Sums of 2x2 neighbours, (N, C, H, W) to (N, C, H - 1, W - 1); their gradient is such a sum too."""
 
     @staticmethod
     def forward(_, x):

@@ -134,18 +134,31 @@ def test_perturbation_grid():
     response = torch.arange(15.0).view(5, 3)
     figure = common.perturbation_figure(images, response, [0, 7, 20, 50, 99], [-3.0, 0.0, 3.0], "GAN")
     assert_12_cm_wide_at_200_dpi(figure)
-    panels = figure.axes
-    assert len(panels) == 5
-    left = [label.get_text() for panel in panels for label in panel.get_yticklabels()]
+    (axes,) = figure.axes
+    left = [label.get_text() for label in axes.get_yticklabels()]
     assert len(left) == 15 and left[3:6] == ["z[7] \N{MINUS SIGN}3", "z[7] +0", "z[7] +3"]
-    right = [label.get_text() for panel in panels for label in panel.child_axes[0].get_yticklabels()]
+    right = [label.get_text() for label in axes.child_axes[0].get_yticklabels()]
     assert right[:3] == ["0.0%", "1.0%", "2.0%"] and len(right) == 15
-    top = [label.get_text() for label in panels[0].get_xticklabels()]
+    assert axes.child_axes[0].get_yticks().tolist() == axes.get_yticks().tolist()  # each beside its row
+    top = [label.get_text() for label in axes.get_xticklabels()]
     assert top == [f"Sample {i}" for i in range(1, 9)]
-    grids = [np.asarray(panel.images[0].get_array()) for panel in panels]
-    for grid in grids:
-        assert np.array_equal(grid[31:59], grids[0][31:59])  # the unperturbed row
-        assert not np.array_equal(grid[1:29], grid[31:59])
+    rows = np.asarray(axes.images[0].get_array()).reshape(5, 3, 30, 240)
+    for block in rows:
+        assert np.array_equal(block[1], rows[0, 1])  # the unperturbed row
+        assert not np.array_equal(block[0], block[1])
+    assert np.array_equal(rows[4, 2, 1:29, 7 * 30 + 1 : 8 * 30 - 1], images[4, 2, 7])
+
+
+def test_a_rule_separates_the_dimensions():
+    white = torch.full((2, 3, 8, 28, 28), 255, dtype=torch.uint8)
+    figure = common.perturbation_figure(white, torch.zeros(2, 3), [0, 1], [-1.0, 0.0, 1.0], "GAN")
+    drawn, axes = pixels(figure).mean(2), figure.axes[0]
+    dark = []
+    for edge in range(1, 6):
+        x, y = axes.transData.transform((100, edge * 30 - 0.5)).astype(int)
+        if drawn[drawn.shape[0] - 1 - y - 3 : drawn.shape[0] - 1 - y + 4, x].min() < 128:
+            dark.append(edge)
+    assert dark == [3]  # after the first dimension's three rows
 
 
 @pytest.mark.parametrize(("dims", "offsets"), [

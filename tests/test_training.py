@@ -139,7 +139,7 @@ def test_the_penalty_comes_every_fourth_step_times_four(monkeypatch):
     training = common.new_training(gan.Generator, gan.Discriminator, settings, torch.device("cpu"))
     images = torch.zeros(12, 1, 28, 28, dtype=torch.uint8)
     for epoch in (1, 2):  # of six steps each: the count goes on
-        common.train_epoch(training, images, epoch, settings, torch.float32, lambda: None)
+        common.train_epoch(training, images, epoch, settings, torch.float32, lambda _: None)
     assert seen == [2.0, 0, 0, 0] * 3
 
 
@@ -198,7 +198,7 @@ def test_an_epoch_shows_every_image_once_in_a_new_order():
     orders = []
     for epoch in (1, 2):
         seen.clear()
-        losses = common.train_epoch(training, images, epoch, settings, torch.float32, lambda: None)
+        losses = common.train_epoch(training, images, epoch, settings, torch.float32, lambda _: None)
         assert {name: tuple(values.shape) for name, values in losses.items()} == {
             "D_loss": (3,), "G_loss": (3,), "D_x": (3,), "D_G_z": (3,)}  # fmt: skip
         orders.append([round(x) for x in ((torch.cat(seen[::2]) + 1) * 127.5).tolist()])
