@@ -234,14 +234,14 @@ def train_epoch(training, images, epoch, settings, dtype, progress):
         r1_gamma = 4 * settings["r1_gamma"] if step % 4 == 0 else 0
         record.append(train_step(training, real, z, r1_gamma, dtype))
         update_average(training.G_ema, training.G, step)
-        progress(1 / steps)
+        progress()
     return {name: torch.stack([losses[name] for losses in record]).cpu() for name in record[0]}
 
 
 def train(training, history, images, epochs, settings, dtype, folder, sample_every):
     """Train from the last epoch of `history`, which grows, to `epochs`. images: uint8 (N, 1, 28, 28)."""
     z = latent_vectors(settings["latent_dim"])[:64]
-    with progress_bar(len(history), epochs) as bar:
+    with progress_bar(len(history), epochs, history.D_loss.shape[1]) as bar:
         for epoch in range(len(history) + 1, epochs + 1):
             start = time.perf_counter()
             losses = train_epoch(training, images, epoch, settings, dtype, bar.update)
@@ -447,6 +447,7 @@ def save(path, save_to, needed=False):
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(part, "wb") as file:
             file.write(buffer.getbuffer())
+            file.flush()
             with contextlib.suppress(OSError):  # some network drives cannot
                 os.fsync(file.fileno())
         for wait in (0.1, 0.3, 1):  # on Windows a virus scanner may hold a new file for a moment
@@ -554,6 +555,7 @@ def save_images(folder, G, count, latent_dim):
     """Put `count` generated images into `folder`, 00000.png and so on, in the place of those in it."""
     part, tag = folder.with_name(PARTIAL + folder.name), PngInfo()
     tag.add_text("Software", SOFTWARE)
+    shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
     random = torch.Generator().manual_seed(2016)
     for start in tqdm(range(0, count, 100), "images", unit_scale=100, mininterval=1):
@@ -655,10 +657,11 @@ def say(message):
     tqdm.write(message, file=sys.stderr)
 
 
-def progress_bar(done, epochs):
-    layout = "{n:.1f}/{total}{postfix} left {remaining} {bar}"  # 80 columns show all but the bar
+def progress_bar(done, epochs, steps):
+    layout = "{n:.1f}/{total:.0f}{postfix} left {remaining} {bar}"  # 80 columns show all but the bar
     interval = 1 if sys.stderr.isatty() else 30  # seconds: a log file need not have every update
-    return tqdm(initial=done, total=epochs, bar_format=layout, mininterval=interval, dynamic_ncols=True)
+    return tqdm(initial=done * steps, total=epochs * steps, unit_scale=1 / steps, bar_format=layout,
+                mininterval=interval, dynamic_ncols=True)
 
 
 def check_losses(losses, epoch):

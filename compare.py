@@ -239,8 +239,8 @@ def draw_shares(axes, shares):
     """The share of each of the ten garments, {name: (10,)}."""
     for i, (name, share) in enumerate(shares.items()):
         place = np.arange(10) + (i - (len(shares) - 1) / 2) * 0.27
-        hatch = ("", "/////", ".....")[i]  # tells the bars apart in black and white
-        axes.barh(place, share * 100, 0.25, label=name, hatch=hatch, edgecolor="black", linewidth=0)
+        look = {"hatch": ("", "/////", ".....")[i], "edgecolor": "black", "linewidth": 0}
+        axes.barh(place, share.numpy() * 100, 0.25, label=name, **look)
     axes.set_yticks(np.arange(10), LABELS)
     axes.invert_yaxis()
     axes.set_title("Share of each garment in %")
@@ -303,7 +303,7 @@ def compare(outputs, data):
     paths = {name: outputs / name.lower() / "checkpoint.pt" for name in GENERATORS}
     loaded = {name: load_run(path, GENERATORS[name]) for name, path in paths.items() if path.exists()}
     if not loaded:
-        raise common.UserError(f"{outputs} has no checkpoint: run gan.py or dcgan.py first")
+        raise common.UserError(f"{outputs} has no run of gan.py or dcgan.py: run one of them first")
     (train, test), labels = common.load_fashion_mnist(data), common.load_fashion_mnist(data, "labels")
     common.use_the_cpu_well()
     judge = load_judge(outputs / "classifier.pt", train, labels[0])

@@ -126,9 +126,9 @@ def run_ours(model, data, steps, watch, precision):
     time_networks(watch, training.G, training.D, (training.G_optimizer, training.D_optimizer))
     common.update_average = watch.wrap("average", common.update_average)
     images = common.load_fashion_mnist(Path(data))[0]
-    common.train_epoch(training, images[: BATCH * (steps // 3)], 1, settings, dtype, lambda _: None)
+    common.train_epoch(training, images[: BATCH * (steps // 3)], 1, settings, dtype, lambda: None)
     start, faults = begin(watch)
-    common.train_epoch(training, images[: BATCH * steps], 1, settings, dtype, lambda _: None)
+    common.train_epoch(training, images[: BATCH * steps], 1, settings, dtype, lambda: None)
     return report(watch, start, faults, steps)
 
 

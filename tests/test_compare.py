@@ -177,7 +177,7 @@ def test_compare_writes_table_and_figure(cut, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(compare, "PAIRS", 20)
     monkeypatch.setattr(compare, "EPOCHS", 1)
     for model in (gan, dcgan):
-        train(tmp_path, "--epochs", 2, model=model, data=cut)
+        train(tmp_path, "--epochs", 1, model=model, data=cut)
     argv = ["--outputs", str(tmp_path), "--data", str(cut)]
     compare.main(argv)
     table = (tmp_path / "comparison.md").read_text()

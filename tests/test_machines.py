@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import io
 import os
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import matplotlib
 import pytest
 import torch
 from conftest import ROOT
-from test_scripts import FIGURES, QUICK, failure, script, train
+from test_scripts import FIGURES, failure, train
 
 import common
 import gan
@@ -23,9 +24,9 @@ def environment(**variables):
     return {**os.environ, "COLUMNS": "80", **variables}
 
 
-def test_a_notebooks_backend_does_not_matter():
+def test_a_notebooks_backend_and_a_broken_torchvision_do_not_matter(tmp_path):
     command = [sys.executable, str(ROOT / "gan.py"), "--help"]
-    variables = environment(MPLBACKEND="module://a_backend_that_is_not_here")
+    variables = {**broken_package(tmp_path, "torchvision"), "MPLBACKEND": "module://that_is_not_here"}
     result = subprocess.run(command, capture_output=True, text=True, env=variables)
     assert result.returncode == 0 and "--epochs" in result.stdout, result.stderr
 
@@ -100,12 +101,9 @@ def broken_package(folder, name):
     return environment(PYTHONPATH=str(folder))
 
 
-def test_a_torchvision_that_cannot_be_imported_is_not_missed(tmp_path):
-    variables = broken_package(tmp_path / "site", "torchvision")
-    command = [sys.executable, str(ROOT / "tests" / "run_on_cut.py"), "gan.py", *QUICK, "--epochs", "1"]
-    command += ["--outputs", str(tmp_path)]
-    result = subprocess.run(command, capture_output=True, text=True, env=variables)
-    assert result.returncode == 0, result.stderr
+def test_a_torchvision_that_cannot_be_imported_is_not_missed_later(cut, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchvision", None)  # from here on its import fails
+    train(tmp_path, "--epochs", 1, data=cut)
     assert (tmp_path / "gan" / "latent_perturbation.png").exists()
 
 
@@ -186,19 +184,20 @@ def test_without_a_terminal(cut, tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
-def test_with_a_terminal_that_is_gone(tmp_path):
+def test_with_a_terminal_that_is_gone(cut, tmp_path, monkeypatch):
     """As after its window was closed, a write to it fails."""
-    command = [sys.executable, str(ROOT / "tests" / "run_on_cut.py"), "gan.py", *QUICK, "--epochs", "2"]
-    command += ["--outputs", str(tmp_path)]
-    with open("/dev/full", "w") as full:
-        assert subprocess.run(command, stdout=subprocess.DEVNULL, stderr=full).returncode == 0
-    assert (tmp_path / "gan" / "losses.png").exists()
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, os.fdopen(os.open("/dev/full", os.O_WRONLY), "w", buffering=1))
+    train(tmp_path, "--epochs", 2, "--images", 2, data=cut)
+    assert (tmp_path / "gan" / "images" / "00001.png").exists()
 
 
-def test_a_folder_that_the_terminal_cannot_write_down(tmp_path, monkeypatch):
-    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
-    result = script("gan.py", *QUICK, "--epochs", 1, "--outputs", tmp_path / "Übung 生成")
-    assert result.returncode == 0 and "figures in" in result.stdout, result.stderr
+def test_a_folder_that_the_terminal_cannot_write_down(cut, tmp_path, monkeypatch):
+    written = io.BytesIO()
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, io.TextIOWrapper(written, "ascii", write_through=True))
+    train(tmp_path / "Übung 生成", "--epochs", 1, data=cut)
+    assert b"figures in" in written.getvalue() and b"bung \\u751f" in written.getvalue()
 
 
 @pytest.mark.parametrize(("quota", "threads"), [

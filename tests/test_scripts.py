@@ -76,9 +76,8 @@ def test_a_run_leaves_every_file_of_the_table(name, tmp_path):
     assert not torch.equal(averaged, checkpoint["G"]["layers.0.weight"])
 
 
-@pytest.mark.parametrize("model", [gan, dcgan])
-def test_the_same_seed_gives_the_same_checkpoint(model, cut, tmp_path):
-    runs = [train(tmp_path / str(i), "--epochs", 1, model=model, data=cut) for i in range(2)]
+def test_the_same_seed_gives_the_same_checkpoint(cut, tmp_path):
+    runs = [train(tmp_path / str(i), "--epochs", 1, data=cut) for i in range(2)]
     assert_same(*runs)
 
 
@@ -91,7 +90,7 @@ def test_another_seed_makes_another_run(cut, tmp_path):
 @pytest.mark.parametrize("model", [gan, dcgan])
 def test_a_run_extended_later_is_the_run_never_stopped(model, cut, tmp_path):
     name = model.__name__
-    for epochs in (1, 2, 3):
+    for epochs in (1, 3):
         continued = train(tmp_path / "a", "--epochs", epochs, "--sample-every", 2, model=model, data=cut)
     straight = train(tmp_path / "b", "--epochs", 3, "--sample-every", 2, model=model, data=cut)
     assert_same(continued, straight)
