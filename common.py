@@ -703,10 +703,7 @@ def run(name, Generator, Discriminator, args):
         epochs = max(len(history), args.epochs)
         print(f"{name} on {device} in {dtype}, {len(train_images):,} images, "
               f"{len(history)} of {epochs} epochs done", flush=True)
-        facts = {"options": vars(args), "device": device, "precision": dtype, "torch": torch.__version__,
-                 "python": sys.version.split()[0], "threads": torch.get_num_threads(),
-                 "parameters": {key: sum(p.numel() for p in networks[key].parameters()) for key in "GD"}}
-        history.settings_json = json.dumps(facts, default=str, indent=2)
+        history.settings_json = describe(args, networks, device, dtype)
         try:
             train(training, history, train_images.to(device), epochs, settings, dtype, folder,
                   args.sample_every)
@@ -714,17 +711,30 @@ def run(name, Generator, Discriminator, args):
             done, command = len(history), "the same command" + " without --fresh" * args.fresh
             draw = f"; with --epochs {done} it draws the figures of what is there" if done else ""
             raise UserError(f"stopped after epoch {done}: {command} goes on{draw}", 130) from None
-        z, moved = latent_vectors(args.latent_dim), (args.perturb_dims, args.perturb_offsets)
-        fake, perturbed = generate(training.G_ema, z), perturb(training.G_ema, z[:8], *moved)
         due = [*range(args.sample_every, epochs, args.sample_every), epochs]
         draw_training(folder, history, name, due)
-        draw_results(folder, history, name, fake, test_images[:500, 0], train_images[:, 0],
-                     (*perturbed, *moved))
-        weights = {key: value.cpu() for key, value in training.G_ema.state_dict().items()}
-        save(folder / "generator.pt", lambda file: torch.save(weights, file))
-        if args.images:
-            save_images(folder / "images", training.G_ema, args.images, args.latent_dim)
+        finish(training.G_ema, history, name, folder, train_images, test_images, args)
     print(f"figures in {folder}")
+
+
+def describe(args, networks, device, dtype):
+    """The text of settings.json: every option, what "auto" became, and how large the networks are."""
+    sizes = {key: sum(p.numel() for p in network.parameters()) for key, network in networks.items()}
+    facts = {"options": vars(args), "device": device, "precision": dtype, "torch": torch.__version__,
+             "python": sys.version.split()[0], "threads": torch.get_num_threads(), "parameters": sizes}
+    return json.dumps(facts, default=str, indent=2)
+
+
+def finish(G_ema, history, name, folder, train_images, test_images, args):
+    """What the finished generator makes: the figures, the weights to take elsewhere, the images."""
+    z, moved = latent_vectors(args.latent_dim), (args.perturb_dims, args.perturb_offsets)
+    fake, perturbed = generate(G_ema, z), perturb(G_ema, z[:8], *moved)
+    real, train = test_images[:500, 0], train_images[:, 0]
+    draw_results(folder, history, name, fake, real, train, (*perturbed, *moved))
+    weights = {key: value.cpu() for key, value in G_ema.state_dict().items()}
+    save(folder / "generator.pt", lambda file: torch.save(weights, file))
+    if args.images:
+        save_images(folder / "images", G_ema, args.images, args.latent_dim)
 
 
 class Terminal:
