@@ -29,12 +29,13 @@ from pathlib import Path
 if "IPython" not in sys.modules:  # in a notebook's own process its backend stays
     os.environ["MPLBACKEND"] = "agg"  # no window is opened: nobody else's choice may stop us
 try:
+    import matplotlib.backends.backend_agg  # with ImageFont and GifImagePlugin: what figures need later
     import matplotlib.style
     import numpy as np
     import torch
     import torch.nn.functional as F
     from matplotlib.figure import Figure
-    from PIL import Image, ImageDraw
+    from PIL import GifImagePlugin, Image, ImageDraw, ImageFont  # noqa: F401
     from PIL.PngImagePlugin import PngInfo
     from torch import nn
     from torch.optim.swa_utils import update_bn
@@ -737,6 +738,11 @@ def finish(G_ema, history, name, folder, train_images, test_images, args):
         save_images(folder / "images", G_ema, args.images, args.latent_dim)
 
 
+# In the messages of PyTorch for a device that is full, busy, broken or lacks an operation.
+NO_FAULT_OF_THE_CODE = ("out of memory|allocate memory|MemoryError|busy|CUDA error|CUBLAS|[cC][uU]DNN|"
+                        "not currently implemented for the")
+
+
 class Terminal:
     """stdout or stderr, which may be closed, gone or of few letters: then words are lost, and no run."""
 
@@ -763,6 +769,7 @@ def errors_for_people():
     matplotlib settings are like."""
     with contextlib.suppress(ValueError):  # this is not the main thread
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends a run as Ctrl-C does
+    say.cache_clear()  # of an earlier run in this notebook
     stdout, stderr = Terminal(sys.stdout), Terminal(sys.stderr)
     with (contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr),
           matplotlib.style.context(STYLE)):
@@ -776,7 +783,7 @@ def errors_for_people():
         except KeyboardInterrupt:
             message, status = "stopped", 130  # as shells have it for Ctrl-C
         except (MemoryError, RuntimeError) as error:
-            if not re.search("out of memory|allocate memory|MemoryError|CUDA error|busy", repr(error)):
+            if not re.search(NO_FAULT_OF_THE_CODE, repr(error)):
                 raise  # a mistake in the code, which its traceback shows
             reason = (str(error) or "out of memory").partition("\n")[0]
             message, status = f"{reason}: try --device cpu or a smaller --batch-size", 1

@@ -45,7 +45,7 @@ def wait_for_training(process):
 
 
 def finish(process, status=0):
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=600)
     assert process.returncode == status, errors
     return errors
 

@@ -116,6 +116,23 @@ def test_a_package_that_cannot_be_imported_is_one_line_at_once(package, tmp_path
     assert "does not exist" in result.stderr and "pip install -r requirements.txt" in result.stderr
 
 
+@pytest.mark.parametrize("module", ["matplotlib.backends.backend_agg", "PIL.ImageFont"])
+def test_what_only_figures_need_is_tried_at_once(module, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(f"import sys; sys.modules[{module!r}] = None")
+    command = [sys.executable, str(ROOT / "gan.py"), "--outputs", str(tmp_path)]
+    variables = environment(PYTHONPATH=str(tmp_path))
+    result = subprocess.run(command, capture_output=True, text=True, env=variables)
+    assert result.returncode == 1 and result.stderr.count("\n") == 1, result.stderr
+    assert module.split(".")[-1] in result.stderr and "pip install -r" in result.stderr
+
+
+def test_a_second_run_in_the_same_notebook_says_its_own_words(cut, tmp_path, monkeypatch, capsys):
+    held(monkeypatch, "losses.png", 1000)
+    for outputs in (tmp_path, tmp_path):
+        train(outputs, "--epochs", 1, data=cut)
+        assert capsys.readouterr().err.count("losses.png could not be written") == 1
+
+
 @pytest.fixture
 def useless_card(monkeypatch):
     """A CUDA card that is there and has no kernels."""
@@ -150,6 +167,9 @@ def test_a_card_that_was_asked_for_and_cannot_compute_ends_the_run(useless_card,
     torch.AcceleratorError("CUDA error: all CUDA-capable devices are busy or unavailable"),
     RuntimeError("MPS backend out of memory (MPS allocated: 9.06 GB)"),
     RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"),
+    NotImplementedError("The operator 'aten::x' is not currently implemented for the MPS device."),
     MemoryError(),
 ])  # fmt: skip
 def test_a_device_without_memory_is_one_line(error, cut, tmp_path, monkeypatch, capsys):
