@@ -738,11 +738,6 @@ def finish(G_ema, history, name, folder, train_images, test_images, args):
         save_images(folder / "images", G_ema, args.images, args.latent_dim)
 
 
-# In the messages of PyTorch for a device that is full, busy, broken or lacks an operation.
-NO_FAULT_OF_THE_CODE = ("out of memory|allocate memory|MemoryError|busy|CUDA error|CUBLAS|[cC][uU]DNN|"
-                        "not currently implemented for the")
-
-
 class Terminal:
     """stdout or stderr, which may be closed, gone or of few letters: then words are lost, and no run."""
 
@@ -783,8 +778,9 @@ def errors_for_people():
         except KeyboardInterrupt:
             message, status = "stopped", 130  # as shells have it for Ctrl-C
         except (MemoryError, RuntimeError) as error:
-            if not re.search(NO_FAULT_OF_THE_CODE, repr(error)):
-                raise  # a mistake in the code, which its traceback shows
+            trouble = "out of memory|allocate memory|MemoryError|busy|CUDA error|CUDNN|not currently impl"
+            if not re.search(trouble, repr(error)):  # then it is a mistake in the code
+                raise
             reason = (str(error) or "out of memory").partition("\n")[0]
             message, status = f"{reason}: try --device cpu or a smaller --batch-size", 1
         print("error: " * (status != 130) + message, file=sys.stderr)
