@@ -778,7 +778,7 @@ def errors_for_people():
         except KeyboardInterrupt:
             message, status = "stopped", 130  # as shells have it for Ctrl-C
         except (MemoryError, RuntimeError) as error:
-            trouble = "out of memory|allocate memory|MemoryError|busy|CUDA error|CUDNN|not currently impl"
+            trouble = "out of memory|allocate memory|MemoryError|busy|CUDA error|CUDNN|not currently"
             if not re.search(trouble, repr(error)):  # then it is a mistake in the code
                 raise
             reason = (str(error) or "out of memory").partition("\n")[0]
