@@ -26,6 +26,7 @@ import dcgan
 import gan
 
 OPTIONS = (*QUICK, "--sample-every", "100")
+posix = pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals and limits")
 
 
 def start(script, outputs, epochs, *options, preexec_fn=None):
@@ -88,6 +89,7 @@ def assert_same_run(one, other):
         assert (one / f"{figure}.png").read_bytes() == (other / f"{figure}.png").read_bytes(), figure
 
 
+@posix
 @pytest.mark.parametrize(("script", "kills", "epochs"), [("gan.py", 2, 15), ("dcgan.py", 1, 2)])
 def test_a_killed_run_goes_on_bit_for_bit(script, kills, epochs, tmp_path):
     found = kill_and_compare(script, kills, epochs, 0.5, tmp_path, random.Random(1))
@@ -99,6 +101,7 @@ def hear_ctrl_c():
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
+@posix
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_and_sigterm_end_with_one_line(number, tmp_path):
     process = start("gan.py", tmp_path, 1000, preexec_fn=hear_ctrl_c)
@@ -116,6 +119,7 @@ def test_ctrl_c_and_sigterm_end_with_one_line(number, tmp_path):
         assert (tmp_path / "gan" / f"samples_epoch_{done:03d}.png").exists()
 
 
+@posix
 def test_a_second_run_on_the_folder_stops(cut, tmp_path, capsys):
     with common.locked(tmp_path / "gan"):  # such a lock holds against everybody who opens the file anew
         line = failure(1, capsys, *QUICK, "--data", cut, "--outputs", tmp_path)
@@ -131,6 +135,7 @@ def test_leftovers_of_a_killed_process_are_swept(cut, tmp_path):
     assert not leftover.exists()
 
 
+@posix
 def test_a_full_disk_leaves_the_last_checkpoint(cut, tmp_path):
     """In the second run no file may grow beyond 20 MB, as with `ulimit -f`; the checkpoint takes 30."""
     train(tmp_path, "--epochs", 1, data=cut)
