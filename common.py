@@ -65,8 +65,7 @@ TIMEOUT = 20  # seconds without an answer from the network
 def load_fashion_mnist(data, kind="images"):
     """Training and test set (Xiao et al. 2017), from the first source that has both undamaged.
     kind: "images", uint8 (60,000, 1, 28, 28) and (10,000, 1, 28, 28), or "labels", uint8 (60,000,) and
-    (10,000,) in 0..9. Raises UserError, with a line a source, when none has them.
-    """
+    (10,000,) in 0..9. Raises UserError, with a line a source, when none has them."""
     wanted, found, failures = [name for name in SHA256 if kind in name], {}, []
     with tempfile.TemporaryDirectory() as temporary:
         for source in (data, DEBIAN_FOLDER, *MIRRORS, DEBIAN_PACKAGE):

@@ -320,7 +320,7 @@ def compare(outputs, data):
         runs[name] = {"history": history, "samples": images[:32], "path": path, "jumps": jumps}
     columns["real data"], shares["real data"] = measure_images(judge, train[:N], real)
     columns["real data"] |= measure_memorisation(test, train)
-    heading = f"{N:,} images each; real data: training data. Accuracy of the judge: {accuracy:.4f}.\n\n"
+    heading = f"{N:,} images each; real data: training images. The judge's accuracy: {accuracy:.4f}.\n\n"
     table = heading + comparison_table(columns)
     common.save(outputs / "comparison.md", lambda file: file.write(table.encode()))
     common.save(outputs / "comparison.png", comparison_figure(runs, test[:32], shares).savefig)
