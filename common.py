@@ -703,14 +703,18 @@ def run(name, Generator, Discriminator, args):
         epochs = max(len(history), args.epochs)
         print(f"{name} on {device} in {dtype}, {len(train_images):,} images, "
               f"{len(history)} of {epochs} epochs done", flush=True)
-        history.settings_json = describe(args, networks, device, dtype)
-        try:
-            train(training, history, train_images.to(device), epochs, settings, dtype, folder,
-                  args.sample_every)
-        except KeyboardInterrupt:
-            done, command = len(history), "the same command" + " without --fresh" * args.fresh
-            draw = f"; with --epochs {done} it draws the figures of what is there" if done else ""
-            raise UserError(f"stopped after epoch {done}: {command} goes on{draw}", 130) from None
+        if len(history) < epochs:
+            history.settings_json = describe(args, networks, device, dtype)
+            try:
+                train(training, history, train_images.to(device), epochs, settings, dtype, folder,
+                      args.sample_every)
+            except KeyboardInterrupt:
+                done, again = len(history), " without --fresh" if args.fresh else ""
+                message = "stopped before the end of the first epoch: the same command starts again"
+                if done:
+                    message = (f"stopped after epoch {done}: the same command{again} goes on; "
+                               f"with --epochs {done} it draws the figures of what is there")
+                raise UserError(message, 130) from None
         due = [*range(args.sample_every, epochs, args.sample_every), epochs]
         draw_training(folder, history, name, due)
         finish(training.G_ema, history, name, folder, train_images, test_images, args)

@@ -154,6 +154,21 @@ def test_a_full_disk_leaves_the_last_checkpoint(cut, tmp_path):
     assert {path: path.read_bytes() for path in folder.iterdir()} == files
 
 
+def test_stopped_in_the_first_epoch_of_a_fresh_run(cut, tmp_path, monkeypatch, capsys):
+    """Without --fresh the run before it would go on, so that is not what the message may say."""
+    train(tmp_path, "--epochs", 2, data=cut)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(common, "train_epoch", interrupted)
+    with pytest.raises(SystemExit) as raised:
+        train(tmp_path, "--fresh", "--epochs", 2, data=cut)
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert raised.value.code == 130
+    assert line == "stopped before the end of the first epoch: the same command starts again"
+
+
 def test_fresh_keeps_the_old_run_until_the_new_one_has_a_checkpoint(cut, tmp_path, monkeypatch):
     train(tmp_path, "--epochs", 2, "--sample-every", 1, data=cut)
     files = {path: path.read_bytes() for path in (tmp_path / "gan").iterdir()}
