@@ -303,16 +303,20 @@ def mosaic(images):
     return cells.transpose(1, 2).reshape(-1, 8 * 30).numpy()
 
 
-def images_figure(images, title, row_labels=(), column_labels=(), caption=""):
-    """A page of uint8 images (N, 28, 28) in rows of 8, the labels on the left and beneath."""
-    figure = new_figure(min(17, 0.9 + 1.45 * (len(images) // 8) + 1.1 * bool(caption)), title)
+def images_figure(images, title, rows=(), columns=(), caption="", right=()):
+    """A page of uint8 images (N, 28, 28), 8 in a row, with labels left and right of the rows and above
+    the columns."""
+    height = 0.9 + 1.45 * (len(images) // 8) + 1.1 * bool(caption)
+    figure = new_figure(min(17, height), title)
     axes = figure.subplots()
     axes.imshow(mosaic(images), vmin=0, vmax=255)
-    axes.set_xticks(np.arange(len(column_labels)) * 30 + 14.5, column_labels)
-    axes.set_yticks(np.arange(len(row_labels)) * 30 + 14.5, row_labels)
-    axes.tick_params(length=0)
+    axes.set_xticks(np.arange(len(columns)) * 30 + 14.5, columns)
+    axes.set_yticks(np.arange(len(rows)) * 30 + 14.5, rows)
+    axes.tick_params(length=0, labeltop=True, labelbottom=False)
     axes.spines[:].set_visible(False)
     axes.set_xlabel(caption)
+    for row, label in enumerate(right):
+        axes.text(244, row * 30 + 14.5, label, verticalalignment="center")
     return figure
 
 
@@ -360,20 +364,15 @@ def nearest_neighbours_figure(fake, real, train, title):
 
 def perturbation_figure(images, response, dims, offsets, title):
     """What `perturb` returns for 8 latent vectors: a row an offset, a block of rows a dimension."""
-    rows = [f"z[{dim}] {offset:+.4g}" for dim in dims for offset in offsets]
-    rows = [row.replace("-", "\N{MINUS SIGN}") for row in rows]
-    columns = [f"Sample {i}" if len(rows) <= 16 else f"{i}" for i in range(1, 9)]  # as wide as a column
+    rows = [f"z[{dim}] {offset:+.4g}".replace("-", "\N{MINUS SIGN}") for dim in dims for offset in offsets]
+    columns = [f"Sample {i}" if len(rows) <= 16 else f"{i}" for i in range(1, 9)]
     title += ": one latent dimension at a time, moved by an offset"
     caption = "Right: response, the mean absolute change of a pixel in % of its range"
-    figure = images_figure(images.flatten(0, 2), title, rows, columns, caption)
-    axes = figure.axes[0]
-    axes.xaxis.tick_top()
-    axes.tick_params("x", labelsize=5)
-    axes.hlines(np.arange(1, len(dims)) * len(offsets) * 30 - 0.5, -0.5, 239.5, "black", linewidth=0.6)
-    right = axes.secondary_yaxis("right")
-    right.set_yticks(axes.get_yticks(), [f"{change:.1f}%" for change in response.flatten()])
-    right.tick_params(length=0)
-    right.spines[:].set_visible(False)
+    right = [f"{change:.1f}%" for change in response.flatten()]
+    figure = images_figure(images.flatten(0, 2), title, rows, columns, caption, right)
+    edges = np.arange(1, len(dims)) * len(offsets) * 30 - 0.5
+    figure.axes[0].hlines(edges, -0.5, 239.5, "black", linewidth=0.6)
+    figure.axes[0].tick_params("x", labelsize=5)  # as wide as a column
     return figure
 
 
@@ -495,14 +494,13 @@ def remove(folder, *patterns):
 
 def save_tables(folder, history):
     """history.csv: a row an epoch, means and deviations over its steps; and settings.json."""
-    names = ("D_loss", "G_loss", "D_x", "D_G_z")
-    steps = torch.stack([getattr(history, name) for name in names], 1)  # (epochs, 4, steps)
-    columns = torch.stack([steps.mean(2), steps.std(2, correction=0)], 2).flatten(1)
-    table = np.column_stack([range(1, len(history) + 1), columns, history.seconds])
-    heading = ["epoch", *(f"{name}_{what}" for name in names for what in ("mean", "std")), "seconds"]
-    options = {"delimiter": ",", "header": ",".join(heading), "comments": ""}
-    formats = ["%d", *["%.6f"] * 8, "%.2f"]
-    save(folder / "history.csv", lambda file: np.savetxt(file, table, formats, **options))
+    columns = {"epoch": range(1, len(history) + 1)}
+    for name in ("D_loss", "G_loss", "D_x", "D_G_z"):
+        steps = getattr(history, name)
+        columns |= {f"{name}_mean": steps.mean(1), f"{name}_std": steps.std(1, correction=0)}
+    table = np.column_stack([*columns.values(), history.seconds])
+    options = {"fmt": "%.7g", "delimiter": ",", "header": ",".join([*columns, "seconds"]), "comments": ""}
+    save(folder / "history.csv", lambda file: np.savetxt(file, table, **options))
     save(folder / "settings.json", lambda file: file.write(history.settings_json.encode()))
 
 
@@ -618,13 +616,11 @@ def parse_arguments(name, argv=None):
 def choose_device(name):
     """The torch.device of that name, if it can compute; "auto": CUDA, else Apple's MPS, else the CPU."""
     there = ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available() + ["cpu"]
-    if name not in ("auto", *there):
-        raise UserError(f"--device {name}: not on this machine, only {', '.join(there)}", 2)
     for device in there if name == "auto" else [name]:
         try:
             F.conv2d(*torch.ones(2, 1, 1, 8, 8, device=device)).sum().item()
             return torch.device(device)
-        except Exception as error:  # a card that is busy, or too old for this PyTorch
+        except Exception as error:  # none is there, or it is busy, or too old for this PyTorch
             reason = f"{device} cannot compute ({error})".partition("\n")[0]
             if name != "auto":
                 raise UserError(f"{reason}: try --device cpu") from error

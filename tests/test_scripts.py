@@ -174,7 +174,7 @@ def test_a_wrong_option_is_one_line_and_status_2(arguments, named, cut, tmp_path
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
 def test_a_device_that_is_not_there(cut, tmp_path, capsys):
-    line = failure(2, capsys, "--device", "cuda", "--data", cut, "--outputs", tmp_path)
+    line = failure(1, capsys, "--device", "cuda", "--data", cut, "--outputs", tmp_path)
     assert "cuda" in line and "cpu" in line
 
 
