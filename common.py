@@ -364,7 +364,8 @@ def nearest_neighbours_figure(fake, real, train, title):
 
 def perturbation_figure(images, response, dims, offsets, title):
     """What `perturb` returns for 8 latent vectors: a row an offset, a block of rows a dimension."""
-    rows = [f"z[{dim}] {offset:+.4g}".replace("-", "\N{MINUS SIGN}") for dim in dims for offset in offsets]
+    rows = [f"z[{dim}] {offset:+.4g}" for dim in dims for offset in offsets]
+    rows = [row.replace("-", "\N{MINUS SIGN}") for row in rows]
     columns = [f"Sample {i}" if len(rows) <= 16 else f"{i}" for i in range(1, 9)]
     title += ": one latent dimension at a time, moved by an offset"
     caption = "Right: response, the mean absolute change of a pixel in % of its range"
@@ -499,8 +500,8 @@ def save_tables(folder, history):
         steps = getattr(history, name)
         columns |= {f"{name}_mean": steps.mean(1), f"{name}_std": steps.std(1, correction=0)}
     table = np.column_stack([*columns.values(), history.seconds])
-    options = {"fmt": "%.7g", "delimiter": ",", "header": ",".join([*columns, "seconds"]), "comments": ""}
-    save(folder / "history.csv", lambda file: np.savetxt(file, table, **options))
+    heading = {"header": ",".join([*columns, "seconds"]), "comments": ""}
+    save(folder / "history.csv", lambda file: np.savetxt(file, table, "%.7g", ",", **heading))
     save(folder / "settings.json", lambda file: file.write(history.settings_json.encode()))
 
 
@@ -655,9 +656,8 @@ def say(message):
 
 def progress_bar(done, epochs, steps):
     layout = "{n:.1f}/{total:.0f}{postfix} left {remaining} {bar}"  # 80 columns show all but the bar
-    interval = 1 if sys.stderr.isatty() else 30  # seconds: a log file need not have every update
     return tqdm(initial=done * steps, total=epochs * steps, unit_scale=1 / steps, bar_format=layout,
-                mininterval=interval, dynamic_ncols=True)
+                mininterval=2, dynamic_ncols=True)
 
 
 def check_losses(losses, epoch):
@@ -742,19 +742,18 @@ class Terminal:
 
     def __init__(self, stream):
         self.stream = stream or open(os.devnull, "w")  # noqa: SIM115
-        if hasattr(stream, "reconfigure"):  # a notebook's has not
-            stream.reconfigure(errors="backslashreplace")
+        with contextlib.suppress(AttributeError):  # a notebook's has no such method
+            self.stream.reconfigure(errors="backslashreplace")
 
-    def write(self, text):
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+    def write(self, text=""):
         with contextlib.suppress(OSError, ValueError):
             self.stream.write(text)
             self.stream.flush()
 
-    def flush(self):
-        self.write("")
-
-    def __getattr__(self, name):
-        return getattr(self.stream, name)
+    flush = write
 
 
 @contextlib.contextmanager

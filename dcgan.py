@@ -88,8 +88,8 @@ class UpsampleConv(nn.Conv2d):
 
     def fast(self, x):
         x = x.contiguous(memory_format=torch.channels_last)  # the layout that convolutions here want
-        turned = self.weight.flip(2, 3).transpose(0, 1)
-        return SumOf2x2.apply(F.conv_transpose2d(x, turned, stride=2))
+        kernel = self.weight.flip(2, 3).transpose(0, 1)
+        return SumOf2x2.apply(F.conv_transpose2d(x, kernel, stride=2))
 
 
 class SumOf2x2(torch.autograd.Function):
