@@ -241,7 +241,8 @@ def train_epoch(training, images, epoch, settings, dtype, progress):
 def train(training, history, images, epochs, settings, dtype, folder, sample_every):
     """Train from the last epoch of `history`, which grows, to `epochs`. images: uint8 (N, 1, 28, 28)."""
     z = latent_vectors(settings["latent_dim"])[:64]
-    with progress_bar(len(history), epochs, history.D_loss.shape[1]) as bar:
+    steps = history.D_loss.shape[1]
+    with tqdm(initial=len(history) * steps, total=epochs * steps, unit_scale=1 / steps, **BAR) as bar:
         for epoch in range(len(history) + 1, epochs + 1):
             start = time.perf_counter()
             losses = train_epoch(training, images, epoch, settings, dtype, bar.update)
@@ -648,16 +649,14 @@ def use_the_cpu_well():
         mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
+BAR = {"bar_format": "{n:.1f}/{total:.0f}{postfix} left {remaining} {bar}",  # 80 columns show the rest
+       "mininterval": 2, "dynamic_ncols": True}
+
+
 @functools.cache  # nothing is said twice
 def say(message):
     """A line that is no error, beside the progress bar."""
     tqdm.write(message, file=sys.stderr)
-
-
-def progress_bar(done, epochs, steps):
-    layout = "{n:.1f}/{total:.0f}{postfix} left {remaining} {bar}"  # 80 columns show all but the bar
-    return tqdm(initial=done * steps, total=epochs * steps, unit_scale=1 / steps, bar_format=layout,
-                mininterval=2, dynamic_ncols=True)
 
 
 def check_losses(losses, epoch):
@@ -686,7 +685,8 @@ def run(name, Generator, Discriminator, args):
     settings = {"model": name, **{key: getattr(args, key) for key in kept}}
     training = new_training(Generator, Discriminator, settings, device)
     networks = nn.ModuleDict({"G": training.G, "D": training.D})
-    settings |= {key: str(part) for key, part in networks.named_modules() if not list(part.children())}
+    layers = {path: layer for path, layer in networks.named_modules() if not list(layer.children())}
+    settings |= {path: str(layer) for path, layer in layers.items()}  # a changed one will be noticed
     folder = args.outputs / name.lower()
     with locked(folder):
         if args.images and (foreign := foreign_images(folder / "images")):
