@@ -405,7 +405,8 @@ def draw_results(folder, history, model, fake, real, train, perturbation):
     save(folder / "nearest_neighbours.png", nearest_neighbours_figure(fake, real, train, title).savefig)
     save(folder / "latent_perturbation.png", perturbation_figure(*perturbation, title).savefig)
     shown = range(len(history), 0, -len(history) // 50)[::-1]  # at most 50, among them the last
-    first, *rest = (picture(history.samples[epoch - 1], f"{model}, epoch {epoch}") for epoch in shown)
+    frames = (picture(history.samples[epoch - 1], f"{model}, epoch {epoch}") for epoch in shown)
+    first, *rest = (frame.quantize(16) for frame in frames)  # grey levels: half the file
     options = {"append_images": rest, "loop": 0, "duration": [100] * len(rest) + [2000]}  # milliseconds
     save(folder / "training.gif", lambda file: first.save(file, "GIF", save_all=True, **options))
 
@@ -502,7 +503,7 @@ def save_tables(folder, history):
         columns |= {f"{name}_mean": steps.mean(1), f"{name}_std": steps.std(1, correction=0)}
     table = np.column_stack([*columns.values(), history.seconds])
     heading = {"header": ",".join([*columns, "seconds"]), "comments": ""}
-    save(folder / "history.csv", lambda file: np.savetxt(file, table, "%.7g", ",", **heading))
+    save(folder / "history.csv", lambda file: np.savetxt(file, table, "%.6g", ",", **heading))
     save(folder / "settings.json", lambda file: file.write(history.settings_json.encode()))
 
 

@@ -205,6 +205,14 @@ def test_animation_of_a_long_run_keeps_50_frames_and_ends_with_the_last_epoch(hi
     np.testing.assert_allclose(frames_of(tmp_path, history), range(4, 201, 4), atol=16)
 
 
+def test_an_animation_of_50_frames_is_about_a_megabyte(history, tmp_path):
+    """Even of noise, which cannot be packed: 62,000 pixels a frame of half a byte each."""
+    history.samples = torch.randint(0, 256, (50, 64, 28, 28), dtype=torch.uint8)
+    history.seconds = [1.0] * 50
+    frames_of(tmp_path, history)
+    assert (tmp_path / "training.gif").stat().st_size < 2_000_000
+
+
 def test_history_is_mean_and_deviation_of_each_epoch(history, tmp_path):
     common.save_tables(tmp_path, history)
     rows = list(csv.DictReader((tmp_path / "history.csv").open()))
