@@ -271,7 +271,7 @@ def comparison_figure(runs, real, shares):
     draw_shares(shares_axes, shares)
     losses[0].legend()
     for axes in (jumps_axes, shares_axes):
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.23), ncols=2)
     return figure
 
 
