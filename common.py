@@ -619,11 +619,13 @@ def parse_arguments(name, argv=None):
 def choose_device(name):
     """The torch.device of that name, if it can compute; "auto": CUDA, else Apple's MPS, else the CPU."""
     there = ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available() + ["cpu"]
+    if name not in ("auto", *there):
+        raise UserError(f"--device {name}: not on this machine, only {', '.join(there)}", 2)
     for device in there if name == "auto" else [name]:
         try:
             F.conv2d(*torch.ones(2, 1, 1, 8, 8, device=device)).sum().item()
             return torch.device(device)
-        except Exception as error:  # none is there, or it is busy, or too old for this PyTorch
+        except Exception as error:  # a card that is busy, or too old for this PyTorch
             reason = f"{device} cannot compute ({error})".partition("\n")[0]
             if name != "auto":
                 raise UserError(f"{reason}: try --device cpu") from error

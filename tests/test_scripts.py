@@ -172,10 +172,11 @@ def test_a_wrong_option_is_one_line_and_status_2(arguments, named, cut, tmp_path
     assert named in line
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+@pytest.mark.skipif(torch.cuda.is_available() or torch.backends.mps.is_available(), reason="needs a bare CPU")
 def test_a_device_that_is_not_there(cut, tmp_path, capsys):
-    line = failure(1, capsys, "--device", "cuda", "--data", cut, "--outputs", tmp_path)
-    assert "cuda" in line and "cpu" in line
+    for device in ("cuda", "mps"):
+        line = failure(2, capsys, "--device", device, "--data", cut, "--outputs", tmp_path)
+        assert device in line and "only cpu" in line
 
 
 def test_an_output_folder_that_cannot_be_written(cut, tmp_path, capsys):
