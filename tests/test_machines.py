@@ -57,12 +57,12 @@ def test_without_locks_and_without_fsync(cut, tmp_path, monkeypatch):
     assert (tmp_path / "gan" / "losses.png").exists()
 
 
-def held(monkeypatch, name, times):
-    """The file of this name is held by another program, so many times."""
+def held(monkeypatch, times, *names):
+    """Files of these names are held by another program, so many times."""
     replace, left = os.replace, iter(range(times))
 
     def guarded(source, target):
-        if Path(target).name == name and next(left, None) is not None:
+        if Path(target).name in names and next(left, None) is not None:
             raise PermissionError(errno.EACCES, "used by another process", str(target))
         replace(source, target)
 
@@ -71,28 +71,30 @@ def held(monkeypatch, name, times):
 
 
 def test_a_checkpoint_held_for_a_moment_is_written(cut, tmp_path, monkeypatch, capsys):
-    held(monkeypatch, "checkpoint.pt", 3)
+    held(monkeypatch, 3, "checkpoint.pt")
     train(tmp_path, "--epochs", 1, data=cut)
     assert "could not be written" not in capsys.readouterr().err
 
 
 def test_a_checkpoint_held_for_ever_ends_the_run(cut, tmp_path, monkeypatch, capsys):
-    held(monkeypatch, "checkpoint.pt", 1000)
+    held(monkeypatch, 1000, "checkpoint.pt")
     with pytest.raises(SystemExit) as raised:
         train(tmp_path, "--epochs", 2, data=cut)
     line = capsys.readouterr().err.splitlines()[-1]
     assert raised.value.code == 1 and "checkpoint.pt could not be written: used by another" in line
 
 
-@pytest.mark.parametrize("name", ["history.csv", "losses.png", "samples_latest.png", "training.gif"])
-def test_a_file_that_somebody_holds_open_is_left_out_with_a_word(name, cut, tmp_path, monkeypatch, capsys):
+def test_files_that_somebody_holds_open_are_left_out_with_a_word(cut, tmp_path, monkeypatch, capsys):
+    names = ("history.csv", "losses.png", "samples_latest.png", "training.gif")
     with monkeypatch.context() as patch:
-        held(patch, name, 1000)
+        held(patch, 1000, *names)
         train(tmp_path, "--epochs", 2, data=cut)
     said = capsys.readouterr().err
-    assert said.count(f"{name} could not be written") == 1 and not (tmp_path / "gan" / name).exists()
+    for name in names:
+        assert said.count(f"{name} could not be written") == 1 and not (tmp_path / "gan" / name).exists()
     train(tmp_path, "--epochs", 3, data=cut)
-    assert (tmp_path / "gan" / name).exists() and not list((tmp_path / "gan").glob(".partial*"))
+    assert all((tmp_path / "gan" / name).exists() for name in names)
+    assert not list((tmp_path / "gan").glob(".partial*"))
 
 
 def broken_package(folder, name):
@@ -127,7 +129,7 @@ def test_what_only_figures_need_is_tried_at_once(module, tmp_path):
 
 
 def test_a_second_run_in_the_same_notebook_says_its_own_words(cut, tmp_path, monkeypatch, capsys):
-    held(monkeypatch, "losses.png", 1000)
+    held(monkeypatch, 1000, "losses.png")
     for outputs in (tmp_path, tmp_path):
         train(outputs, "--epochs", 1, data=cut)
         assert capsys.readouterr().err.count("losses.png could not be written") == 1
