@@ -241,8 +241,7 @@ def train_epoch(training, images, epoch, settings, dtype, progress):
 def train(training, history, images, epochs, settings, dtype, folder, sample_every):
     """Train from the last epoch of `history`, which grows, to `epochs`. images: uint8 (N, 1, 28, 28)."""
     z = latent_vectors(settings["latent_dim"])[:64]
-    steps = history.D_loss.shape[1]
-    with tqdm(initial=len(history) * steps, total=epochs * steps, unit_scale=1 / steps, **BAR) as bar:
+    with progress_bar(len(history), epochs, history.D_loss.shape[1]) as bar:
         for epoch in range(len(history) + 1, epochs + 1):
             start = time.perf_counter()
             losses = train_epoch(training, images, epoch, settings, dtype, bar.update)
@@ -652,14 +651,17 @@ def use_the_cpu_well():
         mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
-BAR = {"bar_format": "{n:.1f}/{total:.0f}{postfix} left {remaining} {bar}",  # 80 columns show the rest
-       "mininterval": 2, "dynamic_ncols": True}
-
-
 @functools.cache  # nothing is said twice
 def say(message):
     """A line that is no error, beside the progress bar."""
     tqdm.write(message, file=sys.stderr)
+
+
+def progress_bar(done, epochs, steps):
+    layout = "{n:.1f}/{total:.0f}{postfix} left {remaining} {bar}"  # 80 columns show all but the bar
+    interval = 1 if sys.stderr.isatty() else 30  # seconds: a log file need not have every update
+    return tqdm(initial=done * steps, total=epochs * steps, unit_scale=1 / steps, bar_format=layout,
+                mininterval=interval, dynamic_ncols=True)
 
 
 def check_losses(losses, epoch):
