@@ -90,15 +90,18 @@ def load_fashion_mnist(data, kind="images"):
 def verified_files(folder):
     """{name: unpacked bytes} of FashionMNIST's files anywhere in `folder`, whatever they are called."""
     names, found = {digest: name for name, digest in SHA256.items()}, {}
-    walk = os.walk(folder, followlinks=True)
-    for path in (Path(root, file) for root, _, files in walk for file in files):
-        content = b""
-        with contextlib.suppress(Exception):  # unreadable or cut short
-            content = read_idx(path) if path.is_file() else b""
-        if name := names.get(hashlib.sha256(content).hexdigest()):
-            found[name] = bytearray(content)  # writable, as torch wants it
-        elif content or "ubyte" in path.name:
-            say(f"{path} is not FashionMNIST's (its SHA-256 is another): left alone")
+    seen = {os.path.realpath(folder)}
+    for root, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = {os.path.realpath(Path(root, name)) for name in folders} - seen
+        seen.update(folders)  # a link may lead back
+        for path in (Path(root, file) for file in files):
+            content = b""
+            with contextlib.suppress(Exception):  # unreadable or cut short
+                content = read_idx(path) if path.is_file() else b""
+            if name := names.get(hashlib.sha256(content).hexdigest()):
+                found[name] = bytearray(content)  # writable, as torch wants it
+            elif content or "ubyte" in path.name:
+                say(f"{path} is not FashionMNIST's (its SHA-256 is another): left alone")
     return found
 
 
