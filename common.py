@@ -720,6 +720,7 @@ def run(name, Generator, Discriminator, args):
                                f"with --epochs {done} it draws the figures of what is there")
                 raise UserError(message, 130) from None
         due = [*range(args.sample_every, epochs, args.sample_every), epochs]
+        save_tables(folder, history)
         draw_training(folder, history, name, due)
         finish(training.G_ema, history, name, folder, train_images, test_images, args)
     print(f"figures in {folder}")

@@ -106,12 +106,16 @@ def test_a_run_extended_later_is_the_run_never_stopped(model, cut, tmp_path):
 def test_a_finished_run_is_redrawn_without_training(cut, tmp_path, capsys):
     before = train(tmp_path, "--epochs", 1, data=cut)
     stamp = (tmp_path / "gan" / "checkpoint.pt").stat().st_mtime_ns
-    (tmp_path / "gan" / "losses.png").unlink()
+    gone = {name: (tmp_path / "gan" / name).read_bytes() for name in ("history.csv", "settings.json")}
+    for name in ("losses.png", *gone):
+        (tmp_path / "gan" / name).unlink()
     capsys.readouterr()
     after = train(tmp_path, "--epochs", 1, "--perturb-dims", 5, 6, "--perturb-offsets", 0, 2, data=cut)
     assert_same(before, after)
     assert (tmp_path / "gan" / "checkpoint.pt").stat().st_mtime_ns == stamp
     assert (tmp_path / "gan" / "losses.png").exists()
+    for name, content in gone.items():
+        assert (tmp_path / "gan" / name).read_bytes() == content
     assert capsys.readouterr().err == ""  # no progress bar where there is no progress
 
 
