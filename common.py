@@ -89,11 +89,11 @@ def load_fashion_mnist(data, kind="images"):
 
 def verified_files(folder):
     """{name: unpacked bytes} of FashionMNIST's files anywhere in `folder`, whatever they are called."""
-    names, found = {digest: name for name, digest in SHA256.items()}, {}
-    seen = {os.path.realpath(folder)}
+    names, found, seen = {digest: name for name, digest in SHA256.items()}, {}, set()
     for root, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = {os.path.realpath(Path(root, name)) for name in folders} - seen
-        seen.update(folders)  # a link may lead back
+        if (place := os.path.realpath(root)) in seen:  # a link has led back
+            folders.clear(), files.clear()
+        seen.add(place)
         for path in (Path(root, file) for file in files):
             content = b""
             with contextlib.suppress(Exception):  # unreadable or cut short
