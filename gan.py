@@ -4,10 +4,9 @@ Run `python gan.py` to train for 200 epochs and write figures and checkpoints to
 `python gan.py --help` lists the options. How it is trained stands in common.py.
 """
 
-import common  # first: it says in one line which package is missing
-
-# isort: split
 from torch import nn
+
+import common
 
 
 class Generator(nn.Module):
@@ -39,12 +38,13 @@ class Generator(nn.Module):
 class Discriminator(nn.Module):
     """D: images x, (N, 1, 28, 28) in [-1, 1], to logits, (N, 1).
 
-    The last layer, the Sigmoid, is part of the loss in common.py: D(x), the probability that x is real,
-    is sigmoid(logit). The logarithm of it is exact when both are computed in one go.
+    Its last layer, the Sigmoid, is in the loss (common.train_step): D(x), the probability that x
+    is real, is sigmoid(logit), and log D(x) is exact only if both are computed in one go.
     """
 
     def __init__(self):
         super().__init__()
+        # No BatchNorm: real and fake images pass D in one batch and would share its statistics.
         self.layers = nn.Sequential(
             nn.Flatten(),
             nn.Linear(28 * 28, 512),
@@ -52,7 +52,6 @@ class Discriminator(nn.Module):
             nn.Linear(512, 256),
             nn.LeakyReLU(0.2),
             nn.Linear(256, 1),
-            # No BatchNorm anywhere in D: real and fake images pass it in one batch.
         )
 
     def forward(self, x):
