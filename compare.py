@@ -1,15 +1,16 @@
-"""Measure what a report claims of the two models: `python compare.py` after `gan.py` and `dcgan.py`.
+"""Measure what a report claims of two models: `python compare.py` after `gan.py` and `dcgan.py`.
 
-Reads outputs/gan and outputs/dcgan (either alone will do), and writes outputs/comparison.png and
-outputs/comparison.md. Quality and variety are judged in the features of a small classifier, trained
-once and kept in outputs/classifier.pt: 10,000 generated images against the 10,000 test images.
+`python compare.py FOLDER FOLDER` compares any runs, two variants of one model too. Images are
+judged in the features of a classifier that is part of this repository, so that a number means the
+same on every machine. Writes comparison.md and comparison_*.png.
 """
 
-import common  # first: it says in one line which package is missing
-
-# isort: split
 import argparse
+import hashlib
+import json
 import math
+from dataclasses import dataclass, fields
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,323 +18,631 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
+import common
 import dcgan
 import gan
 
-GENERATORS = {"GAN": gan.Generator, "DCGAN": dcgan.Generator}
-LABELS = "T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Boot"
+SCRIPTS = {"GAN": gan, "DCGAN": dcgan}
+CLASSIFIER = Path(__file__).parent / "outputs" / "reference" / "classifier.pt"
+GARMENTS = [
+    "T-shirt",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Boot",
+]
+HISTORY_COLUMNS = [
+    "epoch",
+    "D_loss_mean",
+    "D_loss_std",
+    "G_loss_mean",
+    "G_loss_std",
+    "sample_change",
+]
 N = 10_000  # images on each side of a comparison
-PAIRS = 1000  # of latent vectors, for the path length; a tenth of them for the interpolations
-EPOCHS = 10  # of the judge
+PAIRS = 250  # of latent vectors, and the ways between them
+STEPS = 32  # of each way
+MOVES = 5000  # of one latent dimension by 2
+COPIES = 1000  # images whose nearest training image is looked for
+REAL = "real images"
 K = 5  # nearest neighbours that make an image's neighbourhood, as in Naeem et al. (2020)
+IMAGES_SEED = 2017
+WAYS_SEED = 2018
 
 
-# --------------------------------------------------------------------------------- the judge
+# ---------------------------------------------------------------------------------- the classifier
 
 
-class Judge(nn.Module):
-    """Images (N, 1, 28, 28) in [-1, 1] to logits (N, 10) of garments; features: last hidden layer."""
+class Classifier(nn.Module):
+    """Images (N, 1, 28, 28) in [-1, 1] to logits (N, 10) of garments; features: (N, 128)."""
 
     def __init__(self):
         super().__init__()
-        self.features = nn.Sequential(*self.block(1, 32), *self.block(32, 64), *self.block(64, 128),
-                                      nn.Flatten(), nn.Linear(128 * 3 * 3, 128), nn.ReLU())
-        self.classify = nn.Sequential(nn.Dropout(0.4), nn.Linear(128, 10))
+        self.features = nn.Sequential(
+            *self.block(1, 32),
+            *self.block(32, 64),
+            *self.block(64, 128),
+            nn.Flatten(),
+            nn.Linear(128 * 3 * 3, 128),
+            nn.ReLU(),
+        )
+        self.logits = nn.Sequential(nn.Dropout(0.4), nn.Linear(128, 10))
 
     @staticmethod
     def block(channels_in, channels_out):
-        conv = nn.Conv2d(channels_in, channels_out, 3, padding=1)
-        return conv, nn.MaxPool2d(2), nn.BatchNorm2d(channels_out), nn.ReLU()
+        return (
+            nn.Conv2d(channels_in, channels_out, 3, padding=1),
+            nn.MaxPool2d(2),
+            nn.BatchNorm2d(channels_out),
+            nn.ReLU(),
+        )
 
     def forward(self, x):
-        return self.classify(self.features(x))
+        return self.logits(self.features(x))
 
 
-def train_judge(images, labels, epochs):
-    """A Judge trained on uint8 images (N, 1, 28, 28) and their labels (N,)."""
+def train_classifier(images, labels, epochs):
+    """A Classifier trained on uint8 images (N, 28, 28) and their labels (N,)."""
     torch.manual_seed(0)
-    judge = Judge().to(memory_format=torch.channels_last)
-    optimizer = torch.optim.Adam(judge.parameters(), fused=True)
+    classifier = Classifier().to(memory_format=torch.channels_last)
+    optimizer = torch.optim.Adam(classifier.parameters())
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=5e-3, epochs=epochs, steps_per_epoch=math.ceil(len(images) / 128))
-    for _ in tqdm(range(epochs), "training the judge", mininterval=1):
+        optimizer, max_lr=5e-3, epochs=epochs, steps_per_epoch=math.ceil(len(images) / 128)
+    )
+    for _ in tqdm(range(epochs), "training the classifier"):
         for batch in torch.randperm(len(images)).split(128):
-            x = common.scale(images[batch])
-            mirrored = torch.rand(len(batch)) < 0.5  # a garment is the same garment seen in a mirror
+            x = common.scale(images[batch][:, None])
+            mirrored = torch.rand(len(batch)) < 0.5  # a garment is the same garment in a mirror
             x[mirrored] = x[mirrored].flip(-1)
             optimizer.zero_grad()
-            F.cross_entropy(judge(x), labels[batch].long()).backward()
+            F.cross_entropy(classifier(x), labels[batch]).backward()
             optimizer.step()
             schedule.step()
-    return judge.eval()
-
-
-def in_parts(function, x):
-    """function(x), 500 rows of x at a time, which takes less memory."""
-    return torch.cat([function(part) for part in x.split(500)])
+    return classifier.eval()
 
 
 @torch.no_grad()
-def judge_images(judge, images):
+def look_at(classifier, images):
     """Features (N, 128) and classes (N,) of uint8 images (N, 28, 28)."""
-    features = in_parts(lambda part: judge.features(common.scale(part[:, None])), images)
-    return features, judge.classify(features).argmax(1)
+    parts = [classifier.features(common.scale(part[:, None])) for part in images.split(500)]
+    features = torch.cat(parts)
+    return features, classifier.logits(features).argmax(1)
 
 
-# ------------------------------------------------------------------------------- the measures
+def save_classifier(path, data, epochs=20):
+    """Train a Classifier and keep it with its test accuracy."""
+    train_set, test_set = common.load_fashion_mnist(data)
+    classifier = train_classifier(train_set.data, train_set.targets, epochs)
+    _, classes = look_at(classifier, test_set.data)
+    accuracy = (classes == test_set.targets).float().mean().item()
+    common.save_whole(path, {"weights": classifier.state_dict(), "accuracy": accuracy})
+    print(f"{path}: test accuracy {accuracy:.4f}")
 
 
-def frechet_distance(a, b):
-    """Between normal distributions fitted to the features a (N, F) and b (M, F) (Heusel et al. 2017):
-    |mean_a - mean_b|^2 + trace(A + B - 2 (A B)^(1/2)) with the covariances A and B."""
-    a, b = a.double(), b.double()
-    A, B = a.T.cov(), b.T.cov()
-    values, vectors = torch.linalg.eigh(A)
-    root_A = vectors * values.clamp(min=0).sqrt() @ vectors.T
-    # (A B)^(1/2) has the trace of (A^(1/2) B A^(1/2))^(1/2), which is symmetric.
-    trace_root = torch.linalg.eigvalsh(root_A @ B @ root_A).clamp(min=0).sqrt().sum()
-    return ((a.mean(0) - b.mean(0)).square().sum() + A.trace() + B.trace() - 2 * trace_root).item()
+def load_classifier(path):
+    """The Classifier at `path`, its test accuracy, and the first letters of the file's SHA-256."""
+    kept = torch.load(path, weights_only=True)
+    classifier = Classifier().eval()
+    classifier.load_state_dict(kept["weights"])
+    return classifier, kept["accuracy"], hashlib.sha256(path.read_bytes()).hexdigest()[:12]
 
 
-def neighbourhood(features):
-    """The distance (N,) of each point of (N, F) to its K-th nearest other point."""
-    return in_parts(lambda part: torch.cdist(part, features).kthvalue(K + 1).values, features)
+# -------------------------------------------------------------------------------- what is measured
 
 
-def precision_recall_coverage(real, real_radius, fake):
-    """Of features real (N, F), with their neighbourhood, and fake (M, F): the share of fake images in
-    the neighbourhood of a real one; of real ones in that of a fake one (Kynkäänniemi et al. 2019); and
-    of real images with a fake one in their neighbourhood (Naeem et al. 2020)."""
-    precise, recalled, covered = [], *torch.zeros(2, len(real), dtype=torch.bool)
-    for part, radius in zip(fake.split(500), neighbourhood(fake).split(500), strict=True):
-        distance = torch.cdist(part, real)
-        precise.append((distance <= real_radius).any(1))
-        recalled |= (distance <= radius[:, None]).any(0)
-        covered |= (distance <= real_radius).any(0)
-    return [share.float().mean().item() for share in (torch.cat(precise), recalled, covered)]
+@dataclass
+class Run:
+    """What a training has published."""
+
+    label: str
+    model: str
+    G: nn.Module
+    history: np.ndarray  # the columns of history.csv, by name
+    settings: dict
 
 
-def sharpness(images):
-    """Variance of the Laplacian, the mean over uint8 images (N, 28, 28) (Pech-Pacheco et al. 2000)."""
-    laplacian = torch.tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]])[None, None]
-    edges = F.conv2d(images[:, None].float(), laplacian)
-    return edges.flatten(1).var(1, correction=0).mean().item()
+@dataclass
+class Evidence:
+    """What the measures are taken from. Real images have no history, ways and moves."""
+
+    images: torch.Tensor = None  # uint8 (N, 28, 28)
+    features: torch.Tensor = None  # (N, 128)
+    radius: torch.Tensor = None  # (N,), the reach of each image's neighbourhood in the features
+    classes: torch.Tensor = None  # (N,)
+    history: np.ndarray = None
+    ways: torch.Tensor = None  # (PAIRS, STEPS + 1, 128), features from one z to another
+    moves: torch.Tensor = None  # (MOVES,), the change of the features when one z_i moves by 2
+    kept: torch.Tensor = None  # (MOVES,), whether the garment is the same then
+    to_training: torch.Tensor = None  # (COPIES,), distance to the nearest training image
+
+
+def gather(run, classifier):
+    """The Evidence of a Run."""
+    latent_dim = run.settings["options"]["latent_dim"]
+    z = torch.randn(N, latent_dim, generator=torch.Generator().manual_seed(IMAGES_SEED))
+    images = generate(run.G, z)
+    evidence = gather_images(images, classifier)
+    evidence.history = run.history
+
+    random = torch.Generator().manual_seed(WAYS_SEED)
+    z_a = torch.randn(PAIRS, 1, latent_dim, generator=random)
+    z_b = torch.randn(PAIRS, 1, latent_dim, generator=random)
+    z = interpolate(z_a, z_b, torch.linspace(0, 1, STEPS + 1)[:, None])
+    features, _ = look_at(classifier, generate(run.G, z.flatten(0, 1)))
+    evidence.ways = features.view(PAIRS, STEPS + 1, -1)
+
+    count = math.ceil(MOVES / latent_dim)
+    z = torch.randn(count, 1, latent_dim, generator=random)
+    moved = z + 2 * torch.eye(latent_dim)  # (count, latent_dim, latent_dim): one z_i in each row
+    before, garment_before = look_at(classifier, generate(run.G, z.flatten(0, 1)))
+    after, garment_after = look_at(classifier, generate(run.G, moved.flatten(0, 1)))
+    after = after.view(count, latent_dim, -1)
+    evidence.moves = (after - before[:, None]).norm(dim=2).flatten()
+    evidence.kept = (garment_after.view(count, -1) == garment_before[:, None]).flatten()
+    return evidence
+
+
+def gather_images(images, classifier):
+    """The Evidence of images alone, uint8 (N, 28, 28)."""
+    features, classes = look_at(classifier, images)
+    return Evidence(images, features, neighbourhood(features), classes)
+
+
+def distance_to_training(images, training_images):
+    """In grey levels, of the first images, (COPIES,)."""
+    parts = images[:COPIES].split(500)
+    return torch.cat([common.nearest(part, training_images)[1] for part in parts])
+
+
+def generate(G, z):
+    """Images G(z) as uint8 (N, 28, 28); 500 at a time take less memory."""
+    return torch.cat([common.generate(G, part) for part in z.split(500)])
 
 
 def interpolate(a, b, t):
-    """From latent vectors a (t = 0) to b (t = 1), (..., L), on a great circle (slerp; White 2016)."""
+    """From latent vectors a (t = 0) to b (t = 1), (..., L), on a great circle (slerp; White 2016),
+    where vectors of N(0, 1) have their usual length all the way. One number has no circle."""
+    if a.shape[-1] == 1:
+        return a + t * (b - a)
     angle = torch.acos(F.cosine_similarity(a, b, dim=-1).clamp(-1, 1))[..., None]
     return (torch.sin((1 - t) * angle) * a + torch.sin(t * angle) * b) / torch.sin(angle)
 
 
-@torch.no_grad()
-def path_length(G, judge, z_a, z_b, t, epsilon=1e-3):
-    """Perceptual path length (Karras et al. 2019): the mean of |f(G(z(t + e))) - f(G(z(t)))|^2 / e^2, f
-    being the judge's features, over pairs of latent vectors (N, L) and places t (N, 1) between them."""
-    here, there = (in_parts(lambda z: judge.features(G(z)), interpolate(z_a, z_b, place))
-                   for place in (t, t + epsilon))
-    return ((here - there).square().sum(1) / epsilon**2).mean().item()
+def neighbourhood(features):
+    """The distance (N,) of each point of (N, F) to its K-th nearest other point."""
+    parts = [torch.cdist(part, features).kthvalue(K + 1).values for part in features.split(500)]
+    return torch.cat(parts)
 
 
-@torch.no_grad()
-def interpolation_steps(G, judge, z_a, z_b, steps):
-    """Images (N, steps + 1, 1, 28, 28) on the way between latent vectors (N, L), and the distances
-    (N, steps) of the judge's features from one to the next."""
-    t = torch.linspace(0, 1, steps + 1)[None, :, None]
-    z = interpolate(z_a[:, None], z_b[:, None], t)
-    x = in_parts(G, z.flatten(0, 1))
-    features = in_parts(judge.features, x).view(*z.shape[:2], -1)
-    return x.view(*z.shape[:2], 1, 28, 28), features.diff(dim=1).norm(dim=2)
+# ------------------------------------------------------------------------------------ the measures
+# Each is a function of the Evidence of a run and of that of real test images. Its name is the name
+# of its row in the table, its docstring what the row says.
 
 
-def measure_images(judge, images, real):
-    """Rows of the table, {(claim, measure, meaning): value}, on quality and variety of uint8 images
-    (N, 28, 28), and the shares (10,) of the garments among them. real: features (M, F) of test images
-    and their neighbourhood (M,)."""
-    features, classes = judge_images(judge, images)
-    precision, recall, coverage = precision_recall_coverage(*real, features)
-    shares = torch.bincount(classes, minlength=10) / len(classes)
-    return {
-        ("Quality", "Frechet distance", "of features of generated and test images; lower is better"):
-            frechet_distance(features, real[0]),
-        ("Quality", "precision", "share of fake images among real ones; higher is better"): precision,
-        ("Quality", "sharpness", "variance of the Laplacian; closer to real data's is better"):
-            sharpness(images),
-        ("Variety", "recall", "share of real images among fake ones; higher is better"): recall,
-        ("Variety", "coverage", "share of real images with a fake one near; higher is better"): coverage,
-        ("Variety", "smallest share of a garment", "closer to 0.1 is better"): shares.min().item(),
-        ("Variety", "largest share of a garment", "closer to 0.1 is better"): shares.max().item(),
-    }, shares
+def frechet_distance(run, real):
+    """Between the features of generated and of test images; lower is better."""
+    # Between normal distributions fitted to both (Heusel et al. 2017): |mean_a - mean_b|^2 +
+    # trace(A + B - 2 (A B)^(1/2)) with the covariances A and B.
+    a = run.features.double()
+    b = real.features.double()
+    A = a.T.cov()
+    B = b.T.cov()
+    values, vectors = torch.linalg.eigh(A)
+    root_A = vectors * values.clamp(min=0).sqrt() @ vectors.T
+    # (A B)^(1/2) has the trace of (A^(1/2) B A^(1/2))^(1/2), which is symmetric.
+    trace_root = torch.linalg.eigvalsh(root_A @ B @ root_A).clamp(min=0).sqrt().sum()
+    return (a.mean(0) - b.mean(0)).square().sum() + A.trace() + B.trace() - 2 * trace_root
 
 
-def measure_memorisation(images, train):
-    distances = in_parts(lambda part: common.nearest(part, train)[1], images[:2000])
-    return {("Memorisation", "nearest training image", "median distance in grey levels; "
-             "far below that of real (test) images is copying"): distances.median().item()}
+def precision(run, real):
+    """Share of generated images that lie among real ones; higher is better."""
+    return share_within(run.features, real.features, real.radius)  # Kynkäänniemi et al. 2019
 
 
-def measure_stability(history):
-    quarter = max(1, len(history) // 4)
-    grids = history.samples[quarter - 1 :: quarter].float()
-    change = grids.diff(dim=0).abs().mean().item() if len(grids) > 1 else math.nan
-    D_std, G_std = (x[-50:].std(1).mean().item() for x in (history.D_loss, history.G_loss))
-    return {
-        ("Stability", "D loss: deviation in an epoch", "mean of the last 50; lower is steadier"): D_std,
-        ("Stability", "G loss: deviation in an epoch", "mean of the last 50; lower is steadier"): G_std,
-        ("Stability", "change of the samples", "of a pixel in a quarter of the run, in grey levels; "
-         "lower is steadier"): change,
-    }
+def sharpness(run, real):
+    """Variance of the Laplacian after a 3x3 median filter; closer to real is better."""
+    kernel = torch.tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]])[None, None]  # Pech-Pacheco 2000
+    edges = F.conv2d(median_filter(run.images)[:, None], kernel)
+    return edges.flatten(1).var(1, correction=0).mean()
 
 
-def measure_latent_space(G, judge, latent_dim):
-    """Smoothness; and to draw, images of two ways, (2, 17, 28, 28) in [-1, 1], and the changes from step
-    to step along many, (N, 32)."""
-    random = torch.Generator().manual_seed(2018)
-    z_a, z_b = torch.randn(2, PAIRS, latent_dim, generator=random)
-    length = path_length(G, judge, z_a, z_b, torch.rand(PAIRS, 1, generator=random))
-    images, jumps = interpolation_steps(G, judge, z_a[: PAIRS // 10], z_b[: PAIRS // 10], 32)
-    jumps = jumps / jumps.mean(1, keepdim=True)
-    return {
-        ("Smoothness", "path length", "change of features with z, squared; lower is smoother"): length,
-        ("Smoothness", "largest jump", "of 32 steps from z to z, over the mean; near 1 is smoother"):
-            jumps.amax(1).mean().item(),
-    }, images[:2, ::2, 0], jumps
+def grain(run, real):
+    """Mean difference of a pixel from the median-filtered image, in grey levels of 0 to 255; closer
+    to real is better."""
+    inside = run.images[:, 1:-1, 1:-1].float()
+    return (inside - median_filter(run.images)).abs().mean()
 
 
-def comparison_table(columns):
-    """Markdown: a row a measure, a column each of `columns`, {name: rows}; real data has fewer rows."""
-    lines = [f"| measure | {' | '.join(columns)} | what it means |", "|---" * (len(columns) + 2) + "|"]
-    for claim, measure, meaning in next(iter(columns.values())):
-        values = [rows.get((claim, measure, meaning), math.nan) for rows in columns.values()]
-        cells = ["" if math.isnan(x) else f"{x:.3g}" if x < 1000 else f"{x:,.0f}" for x in values]
-        lines.append(f"| {claim}: {measure} | {' | '.join(cells)} | {meaning} |")
-    return "\n".join([*lines, ""])
+def recall(run, real):
+    """Share of real images that lie among generated ones; higher is better."""
+    return share_within(real.features, run.features, run.radius)  # Kynkäänniemi et al. 2019
 
 
-def draw_losses(axes, history):
-    """The mean of both losses in every epoch, and their standard deviation within it as a band."""
-    epochs = np.arange(1, len(history) + 1)
-    curves = ((history.D_loss, "Discriminator", "tab:blue", "-"),
-              (history.G_loss, "Generator", "tab:orange", "--"))
-    for losses, label, colour, style in curves:
-        mean, std = losses.mean(1).numpy(), losses.std(1, correction=0).numpy()
-        axes.plot(epochs, mean, style, color=colour, linewidth=1.2, label=label)
-        axes.fill_between(epochs, mean - std, mean + std, color=colour, alpha=0.25, linewidth=0)
-    axes.axhline(math.log(2), color="black", linewidth=0.8, linestyle=":", label="ln 2")
-    axes.set_xlabel("Epoch")
+def coverage(run, real):
+    """Share of real images with a generated one in their neighbourhood; higher is better."""
+    pairs = zip(real.features.split(500), real.radius.split(500), strict=True)
+    parts = [
+        (torch.cdist(images, run.features) <= radius[:, None]).any(1) for images, radius in pairs
+    ]
+    return torch.cat(parts).float().mean()  # Naeem et al. 2020
 
 
-def draw_jumps(axes, jumps):
-    """The step-to-step change along interpolations, {name: (N, steps)}: mean and largest of N."""
-    for (name, changes), style in zip(jumps.items(), ("-", "--"), strict=False):
-        place = np.arange(1, changes.shape[1] + 1)
-        (line,) = axes.plot(place, changes.mean(0), style, label=f"{name}, mean of {len(changes)}")
-        thin = {"color": line.get_color(), "linewidth": 0.6, "label": f"{name}, largest"}
-        axes.plot(place, changes.amax(0), style, **thin)
-    axes.set_title("Change from step to step / mean step")
-    axes.set_xlabel("Step of the interpolation")
-    axes.set_ylim(0, None)
+def rarest_garment(run, real):
+    """Its share of all images in %; closer to 10 is better."""
+    return garment_shares(run.classes).min()
 
 
-def draw_shares(axes, shares):
-    """The share of each of the ten garments, {name: (10,)}."""
-    for i, (name, share) in enumerate(shares.items()):
-        place = np.arange(10) + (i - (len(shares) - 1) / 2) * 0.27
-        look = {"hatch": ("", "/////", ".....")[i], "edgecolor": "black", "linewidth": 0}
-        axes.barh(place, share.numpy() * 100, 0.25, label=name, **look)
-    axes.set_yticks(np.arange(10), LABELS)
-    axes.invert_yaxis()
-    axes.set_title("Share of each garment in %")
+def most_frequent_garment(run, real):
+    """Its share of all images in %; closer to 10 is better."""
+    return garment_shares(run.classes).max()
 
 
-def comparison_figure(runs, real, shares):
-    """One page. runs: {name: {"history", "samples" (32, 28, 28), "path" (N, steps, 28, 28),
-    "jumps" (N, steps)}}; real: uint8 (32, 28, 28); shares: {name: (10,)}, real data's among them."""
-    titles = [f"{name}, epoch {len(run['history'])}" for name, run in runs.items()]
-    figure = common.new_figure(17, f"{' and '.join(runs)} on FashionMNIST")
-    top, middle, paths, end = figure.subfigures(4, height_ratios=(4, 2.6, 0.3 + 1.7 * len(runs), 5.6))
-    losses = top.subplots(1, len(runs), sharey=True, squeeze=False)[0]
-    samples = middle.subplots(1, len(runs) + 1)
-    ways = paths.subplots(len(runs), squeeze=False)[:, 0]
-    for title, run, *axes in zip(titles, runs.values(), losses, samples[:-1], ways, strict=True):
-        draw_losses(axes[0], run["history"])
-        axes[1].imshow(common.mosaic(run["samples"]), vmin=0, vmax=255)
-        rows = F.pad(run["path"], (1, 1, 1, 1), value=1).transpose(1, 2).flatten(2)  # (N, 30, 17 * 30)
-        axes[2].imshow(rows.flatten(0, 1).numpy(), vmin=-1, vmax=1)
-        for panel, what in zip(axes, (": losses", "", ": from one z to another"), strict=True):
-            panel.set_title(title + what)
-    samples[-1].imshow(common.mosaic(real), vmin=0, vmax=255)
-    samples[-1].set_title("real test images")
-    for axes in [*samples, *ways]:
-        axes.set_axis_off()
-    jumps_axes, shares_axes = end.subplots(1, 2)
-    draw_jumps(jumps_axes, {name: run["jumps"] for name, run in runs.items()})
-    draw_shares(shares_axes, shares)
-    losses[0].legend()
-    for axes in (jumps_axes, shares_axes):
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.23), ncols=2)
+def detour(run, real):
+    """Length of the way from one z to another over the straight distance of its ends, in features:
+    the median of many; lower is smoother."""
+    straight = (run.ways[:, -1] - run.ways[:, 0]).norm(dim=1)
+    return (step_lengths(run.ways).sum(1) / straight).median()
+
+
+def jumps(run, real):
+    """Largest of the 32 steps of such a way over their mean: the median of many; lower is
+    smoother."""
+    steps = step_lengths(run.ways)
+    return (steps.amax(1) / steps.mean(1)).median()
+
+
+def outliers(run, real):
+    """Change of the features when one dimension of z moves by 2: 99th percentile over median; lower
+    is smoother."""
+    return run.moves.quantile(0.99) / run.moves.median()
+
+
+def kept_garment(run, real):
+    """Share of images that stay the same garment then, in %; higher is smoother."""
+    return 100 * run.kept.float().mean()
+
+
+def change_of_the_samples(run, real):
+    """Of a pixel from epoch to epoch, in the last quarter of the run, in grey levels; lower is
+    steadier."""
+    return last_quarter(run.history, "sample_change")
+
+
+def generator_loss(run, real):
+    """Standard deviation within an epoch, in the last quarter of the run; lower is steadier."""
+    return last_quarter(run.history, "G_loss_std")
+
+
+def discriminator_loss(run, real):
+    """Standard deviation within an epoch, in the last quarter of the run; lower is steadier."""
+    return last_quarter(run.history, "D_loss_std")
+
+
+def nearest_training_image(run, real):
+    """Median distance in grey levels; far below that of real (test) images is copying."""
+    return run.to_training.median()
+
+
+MEASURES = {  # by the claim of a report that they are for
+    "quality": [frechet_distance, precision],
+    "sharper": [sharpness, grain],
+    "more varied": [recall, coverage, rarest_garment, most_frequent_garment],
+    "smoother": [detour, jumps, outliers, kept_garment],
+    "more stable": [change_of_the_samples, generator_loss, discriminator_loss],
+    "no copies": [nearest_training_image],
+}
+NOT_FOR_REAL_IMAGES = ["smoother", "more stable"]  # they have no latent space and no training
+
+
+def share_within(points, centres, radius):
+    """The share of `points` (N, F) within the radius (M,) of at least one of `centres` (M, F)."""
+    parts = [(torch.cdist(part, centres) <= radius).any(1) for part in points.split(500)]
+    return torch.cat(parts).float().mean()
+
+
+def median_filter(images):
+    """The median of 3x3 pixels, (N, 28, 28) to (N, 26, 26) floats: it removes single specks."""
+    parts = []
+    for part in images.float().split(500):
+        windows = part.unfold(1, 3, 1).unfold(2, 3, 1)  # (500, 26, 26, 3, 3)
+        parts.append(windows.flatten(3).median(dim=3).values)
+    return torch.cat(parts)
+
+
+def garment_shares(classes):
+    """In % (10,)."""
+    return 100 * torch.bincount(classes, minlength=10) / len(classes)
+
+
+def step_lengths(ways):
+    """(PAIRS, STEPS) from the features on ways."""
+    return ways.diff(dim=1).norm(dim=2)
+
+
+def last_quarter(history, column):
+    """The mean of a column of history.csv over the last quarter of the epochs."""
+    return history[column][-math.ceil(len(history) / 4) :].mean()
+
+
+# --------------------------------------------------------------------------------------- the table
+
+
+def comparison_table(evidence, real):
+    """Markdown, a row a measure. evidence: {label: Evidence}, a column each."""
+    lines = [
+        f"| claim | measure | {' | '.join(evidence)} | what it is |",
+        "|---" * (len(evidence) + 3) + "|",
+    ]
+    for claim, measures in MEASURES.items():
+        for measure in measures:
+            cells = [claim, measure.__name__.replace("_", " ")]
+            for label, column in evidence.items():
+                has_value = label != REAL or claim not in NOT_FOR_REAL_IMAGES
+                cells.append(as_text(measure(column, real)) if has_value else "")
+            cells.append(" ".join(measure.__doc__.split()))
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def as_text(value):
+    value = float(value)
+    if not math.isfinite(value):
+        return "undefined"  # as after a single epoch, or of images that are all the same
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def unequal(runs):
+    """What the runs do not have in common, a line each: epochs, settings, discriminators."""
+    facts = {run.label: {"epochs": run.settings["epochs"]} for run in runs}
+    for run in runs:
+        for field in fields(common.Settings):
+            if field.name != "model":
+                facts[run.label][field.name] = run.settings["options"][field.name]
+        facts[run.label]["precision"] = run.settings["precision"]
+    found = []
+    for name in facts[runs[0].label]:
+        values = [facts[run.label][name] for run in runs]
+        if any(value != values[0] for value in values):
+            found.append(
+                f"{name}: {', '.join(f'{run.label} {facts[run.label][name]}' for run in runs)}"
+            )
+    for other in runs[1:]:
+        if other.model == runs[0].model:
+            found += common.differences(runs[0].settings["layers"], other.settings["layers"])
+    return found
+
+
+# -------------------------------------------------------------------------------------- the figures
+
+
+def losses_figure(runs):
+    """Both losses of each run on the same axes."""
+    figure = common.new_figure(6.5, layout="constrained")
+    figure.suptitle("Losses: mean of each epoch, and its standard deviation as a band")
+    panels = figure.subplots(1, len(runs), sharex=True, sharey=True, squeeze=False)[0]
+    for axes, run in zip(panels, runs, strict=True):
+        draw_loss(axes, run.history, "D_loss", "Discriminator", "tab:blue", "-")
+        draw_loss(axes, run.history, "G_loss", "Generator", "tab:orange", "--")
+        axes.axhline(math.log(2), color="black", linewidth=1, linestyle=":", label="ln 2")
+        axes.set_title(run.label.replace("/", "/\n"))
+        axes.set_xlabel("Epoch")
+    panels[0].set_ylabel("Loss (binary cross-entropy)")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3)
     return figure
 
 
-def load_run(path, Generator):
-    """The averaged generator and the History of the run with this checkpoint. Raises UserError."""
+def draw_loss(axes, history, column, label, colour, line):
+    mean = history[f"{column}_mean"]
+    deviation = history[f"{column}_std"]
+    marker = "o" if len(mean) == 1 else ""  # one point makes no line
+    axes.plot(history["epoch"], mean, line, color=colour, marker=marker, label=label)
+    axes.fill_between(
+        history["epoch"], mean - deviation, mean + deviation, color=colour, alpha=0.25, linewidth=0
+    )
+
+
+def samples_figure(images):
+    """The first images of each run and of the test set; images: {label: uint8 (N, 28, 28)}."""
+    labels = []
+    for label in images:
+        labels += [label.replace("/", "/\n"), ""]
+    return common.images_figure(
+        torch.cat([column[:16] for column in images.values()]),
+        "Generated images and real ones, none of them picked",
+        left_labels=labels,
+    )
+
+
+def interpolation_figure(runs):
+    """Three ways between two latent vectors of each run, eight images each."""
+    images = []
+    labels = []
+    for run in runs:
+        random = torch.Generator().manual_seed(WAYS_SEED)
+        z_a, z_b = torch.randn(2, 3, 1, run.settings["options"]["latent_dim"], generator=random)
+        z = interpolate(z_a, z_b, torch.linspace(0, 1, 8)[:, None])
+        images.append(generate(run.G, z.flatten(0, 1)))
+        labels += [run.label.replace("/", "/\n"), "", ""]
+    return common.images_figure(
+        torch.cat(images),
+        "From one latent vector (left) to another (right)",
+        left_labels=labels,
+    )
+
+
+def perturbation_figure(moves):
+    """How the response to one z_i moved by 2 is distributed; moves: {label: (MOVES,)}."""
+    figure = common.new_figure(7, layout="constrained")
+    figure.suptitle("One latent dimension moved by 2: how much the image changes")
+    axes = figure.subplots()
+    styles = ["-", "--", ":", "-."]
+    for i, (label, changes) in enumerate(moves.items()):
+        largest_first = (changes / changes.median()).sort(descending=True).values
+        share = 100 * torch.arange(1, len(changes) + 1) / len(changes)
+        axes.plot(largest_first, share, styles[i % 4], label=label)
+    axes.axhline(1, color="black", linewidth=0.6)
+    axes.text(0.02, 1, "1 in 100", transform=axes.get_yaxis_transform(), verticalalignment="bottom")
+    axes.set_yscale("log")
+    axes.set_ylim(0.1, 100)
+    axes.set_yticks([0.1, 1, 10, 100], ["0.1", "1", "10", "100"])
+    axes.set_xlim(0, None)
+    axes.set_xlabel("Change of the classifier's features, in medians of the model")
+    axes.set_ylabel("Moves that change it more, in %")
+    axes.legend()
+    return figure
+
+
+def garments_figure(classes):
+    """The share of each garment; classes: {label: (N,)}."""
+    figure = common.new_figure(8, layout="constrained")
+    figure.suptitle("Share of each garment, in %")
+    axes = figure.subplots()
+    width = 0.8 / len(classes)
+    hatches = ["", "/////", ".....", "xxxxx"]
+    for i, (label, column) in enumerate(classes.items()):
+        places = np.arange(10) + (i - (len(classes) - 1) / 2) * width
+        axes.barh(
+            places,
+            garment_shares(column).numpy(),
+            width,
+            label=label,
+            hatch=hatches[i % 4],
+            edgecolor="white",
+        )
+    axes.axvline(10, color="black", linewidth=0.6)
+    axes.set_yticks(range(10), GARMENTS)
+    axes.invert_yaxis()
+    figure.legend(loc="outside lower center", ncols=3)
+    return figure
+
+
+# ----------------------------------------------------------------------------------- command line
+
+
+def load_run(folder):
+    """The Run in a folder. Raises UserError if it cannot be compared."""
+    if not (folder / "generator.pt").exists():
+        raise common.UserError(f"{folder} is left out: there is no generator.pt in it")
     try:
-        checkpoint = common.read_checkpoint(path)
-        G = Generator(checkpoint["settings"]["latent_dim"])
-        G.load_state_dict(checkpoint["G_ema"])
-        return G.eval(), common.History(**checkpoint["history"]), checkpoint["settings"]["latent_dim"]
-    except Exception as error:  # whatever Python and torch make of a bad file
-        reason = f"damaged or of another network ({type(error).__name__})"
-        raise common.UserError(f"{path} is {reason}: run {path.parent.name}.py --fresh") from error
+        settings = json.loads((folder / "settings.json").read_text())
+        history = np.genfromtxt(
+            folder / "history.csv", delimiter=",", names=True, usecols=HISTORY_COLUMNS
+        )
+        weights = torch.load(folder / "generator.pt", weights_only=True)
+        module = SCRIPTS[settings["model"]]
+        G = module.Generator(settings["options"]["latent_dim"])
+    except Exception as error:  # a damaged file fails in many ways
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise common.UserError(f"{folder} is left out: it cannot be read ({reason})") from error
+
+    layers = common.describe_layers(G, module.Discriminator())
+    changes = common.differences(generator_layers(settings["layers"]), generator_layers(layers))
+    if changes:
+        raise common.UserError(
+            f"{folder} is left out: its generator is not the one of this {module.__name__}.py "
+            f"({changes[0]}); compare.py of the checkout that made it can read it"
+        )
+    G.load_state_dict(weights)
+    return Run(str(folder), settings["model"], G.eval(), np.atleast_1d(history), settings)
 
 
-def load_judge(path, images, labels):
-    """The judge kept at `path`; where there is none, or a damaged one, it is trained first."""
-    judge = Judge()
-    try:
-        judge.load_state_dict(common.read_checkpoint(path))
-    except Exception:
-        judge = train_judge(images, labels, EPOCHS)
-        common.save(path, lambda file: torch.save(judge.state_dict(), file))
-    return judge.eval()
+def generator_layers(layers):
+    return {path: facts for path, facts in layers.items() if path.startswith("G.")}
 
 
-def compare(outputs, data):
-    """Measure the runs in `outputs`; write comparison.png and comparison.md there; returns the table."""
-    paths = {name: outputs / name.lower() / "checkpoint.pt" for name in GENERATORS}
-    loaded = {name: load_run(path, GENERATORS[name]) for name, path in paths.items() if path.exists()}
-    if not loaded:
-        raise common.UserError(f"{outputs} has no run of gan.py or dcgan.py: run one of them first")
-    (train, test), labels = common.load_fashion_mnist(data), common.load_fashion_mnist(data, "labels")
-    common.use_the_cpu_well()
-    judge = load_judge(outputs / "classifier.pt", train, labels[0])
-    train, test = train[:, 0], test[:, 0]
-    features, classes = judge_images(judge, test)
-    real, accuracy = (features, neighbourhood(features)), (classes == labels[1]).float().mean().item()
-    runs, columns, shares = {}, {}, {}
-    for name, (G, history, latent_dim) in tqdm(loaded.items(), "measuring"):
-        z = torch.randn(N, latent_dim, generator=torch.Generator().manual_seed(2017))
-        images = in_parts(lambda part, G=G: common.generate(G, part), z)
-        columns[name], shares[name] = measure_images(judge, images, real)
-        smoothness, path, jumps = measure_latent_space(G, judge, latent_dim)
-        columns[name] |= measure_stability(history) | smoothness | measure_memorisation(images, train)
-        runs[name] = {"history": history, "samples": images[:32], "path": path, "jumps": jumps}
-    columns["real data"], shares["real data"] = measure_images(judge, train[:N], real)
-    columns["real data"] |= measure_memorisation(test, train)
-    heading = f"{N:,} images each; real data: training images. The judge's accuracy: {accuracy:.4f}.\n\n"
-    table = heading + comparison_table(columns)
-    common.save(outputs / "comparison.md", lambda file: file.write(table.encode()))
-    common.save(outputs / "comparison.png", comparison_figure(runs, test[:32], shares).savefig)
-    return table
+def load_runs(folders):
+    """The Runs in these folders; one that cannot be compared costs a line. Raises UserError if none
+    is left."""
+    runs = []
+    for folder in folders:
+        try:
+            runs.append(load_run(folder))
+        except common.UserError as error:
+            print(error)
+    if not runs:
+        raise common.UserError("no run to compare: gan.py and dcgan.py make them")
+    models = [run.model for run in runs]
+    for run in runs:
+        alone = models.count(run.model) == 1
+        run.label = run.model if alone else f"{run.model} {run.label}"
+    return runs
+
+
+def compare(folders, outputs, data):
+    """Measure the runs; writes comparison.md and the figures into `outputs`."""
+    runs = load_runs(folders)
+    common.respect_cpu_quota()
+    classifier, accuracy, fingerprint = load_classifier(CLASSIFIER)
+    train_set, test_set = common.load_fashion_mnist(data)
+    real = gather_images(test_set.data[:N], classifier)
+    evidence = {}
+    for run in tqdm(runs, "measuring"):
+        evidence[run.label] = gather(run, classifier)
+        images = evidence[run.label].images
+        evidence[run.label].to_training = distance_to_training(images, train_set.data)
+    evidence[REAL] = gather_images(train_set.data[:N], classifier)
+    evidence[REAL].to_training = distance_to_training(test_set.data, train_set.data)
+
+    outputs.mkdir(parents=True, exist_ok=True)
+    table = "\n".join(
+        [
+            f"{N:,} images each, compared with the test images; real images: training images.",
+            f"Classifier {fingerprint}, test accuracy {accuracy:.4f}.",
+            *[f"{run.label}: after epoch {run.settings['epochs']}." for run in runs],
+            *[f"**Not the same conditions:** {line}." for line in unequal(runs)],
+            "",
+            comparison_table(evidence, real),
+            "",
+        ]
+    )
+    print(table)
+    path = outputs / "comparison.md"
+    with common.not_fatal(path):
+        path.write_text(table, encoding="utf-8")
+    draw(runs, evidence, test_set.data, outputs)
+
+
+def draw(runs, evidence, test_images, outputs):
+    """All figures of the comparison."""
+    samples = {run.label: evidence[run.label].images for run in runs}
+    samples["real test images"] = test_images
+    moves = {run.label: evidence[run.label].moves for run in runs}
+    classes = {label: column.classes for label, column in evidence.items()}
+    figures = {
+        "losses": losses_figure(runs),
+        "samples": samples_figure(samples),
+        "interpolation": interpolation_figure(runs),
+        "perturbation": perturbation_figure(moves),
+        "garments": garments_figure(classes),
+    }
+    for name, figure in figures.items():
+        common.save_figure(figure, outputs / f"comparison_{name}.png")
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--outputs", type=common.Path, default="outputs", help="folder of the runs")
-    parser.add_argument("--data", type=common.Path, default="data", help="folder of the images")
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    default = [Path("outputs/gan"), Path("outputs/dcgan")]
+    parser.add_argument("folders", type=Path, nargs="*", default=default, help="of the runs")
+    parser.add_argument("--outputs", type=Path, default="outputs", help="where to write")
+    parser.add_argument("--data", type=Path, default="data", help="folder of the images")
+    parser.add_argument(
+        "--train-judge", type=Path, help="train a classifier into this file instead"
+    )
     args = parser.parse_args(argv)
-    with common.errors_for_people():
-        print(compare(args.outputs.expanduser(), args.data.expanduser()))
+    with common.errors_for_people("nothing was written"):
+        if args.train_judge:
+            save_classifier(args.train_judge, args.data)
+        else:
+            compare(args.folders, args.outputs, args.data)
 
 
 if __name__ == "__main__":
