@@ -20,11 +20,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib.style
-import numpy as np
 import torch
 import torch.nn.functional as F
 import torchvision
@@ -57,7 +56,10 @@ PIXELS_SHA256 = {
 
 
 class FashionMNIST(torchvision.datasets.FashionMNIST):
-    """torchvision's: data are the images, uint8 (N, 28, 28), targets their classes, (N,)."""
+    """torchvision's: data are the images, uint8 (N, 28, 28), targets their classes, (N,).
+
+    A class of our own, so that other mirrors can be set; torchvision names the folder after it.
+    """
 
 
 def load_fashion_mnist(folder):
@@ -87,7 +89,7 @@ def provide_files(folder, raw):
             provide(source, raw)
             return
         except Exception as error:  # however a source fails, the next one may do
-            failures.append(f"\n  {source}: {' '.join(str(error).split())[:120]}")
+            failures.append(f"\n  {source}: {' '.join(str(error).split())[:250]}")
     raise UserError(
         f"FashionMNIST was not found.{''.join(failures)}\n  Put {', '.join(FILES)} into {folder}."
     )
@@ -102,7 +104,10 @@ def unpack(source, raw):
 
 
 def download(mirror, raw):
-    """Let torchvision fetch and unpack the files from one address, which may answer or not."""
+    """Let torchvision fetch and unpack the files from one address.
+
+    It would try several by itself, but not go on from one that takes the call and says nothing.
+    """
     print(f"fetching FashionMNIST from {mirror}")
     FashionMNIST.mirrors = [mirror]
     timeout_before = socket.getdefaulttimeout()
@@ -124,8 +129,8 @@ def fetch_debian_package(package, raw):
             f"-oDir::Cache={folder}",
             f"-oAcquire::http::Timeout={TIMEOUT}",
         ]
-        for command in [*apt_get, "update"], [*apt_get, "download", package]:
-            subprocess.run(command, cwd=folder, check=True, capture_output=True)
+        subprocess.run([*apt_get, "update"], cwd=folder, check=True, capture_output=True)
+        subprocess.run([*apt_get, "download", package], cwd=folder, check=True, capture_output=True)
         (archive,) = Path(folder).glob("*.deb")
         subprocess.run(["dpkg-deb", "-x", archive, folder], check=True)
         unpack(Path(folder, DEBIAN_FOLDER.relative_to("/")), raw)
@@ -136,6 +141,8 @@ def read_images(folder, split):
     try:
         dataset = FashionMNIST(folder, train=split == "train")
         found = hashlib.sha256(dataset.data.numpy()).hexdigest()
+    except (OSError, MemoryError):
+        raise
     except Exception:  # a file cut short fails in many ways
         found = "unreadable"
     if found != PIXELS_SHA256[split]:
@@ -153,7 +160,7 @@ R1_EVERY = 4  # steps from one R1 penalty to the next
 
 @dataclass
 class Settings:
-    """What decides the numbers of a training: a run is continued under the same only."""
+    """What decides the numbers of a training: a run goes on with the same settings only."""
 
     model: str
     batch_size: int
@@ -195,7 +202,7 @@ def new_training(Generator, Discriminator, settings, device):
     """
     torch.manual_seed(settings.seed * 1_000_000)
     on_cpu = device.type == "cpu"
-    # Both faster on the CPU only: the channels of a pixel side by side in memory, and fused Adam.
+    # Faster on the CPU only: the channels of a pixel side by side in memory, and the fused Adam.
     layout = torch.channels_last if on_cpu else torch.contiguous_format
     G = Generator(settings.latent_dim).to(device, memory_format=layout)
     D = Discriminator().to(device, memory_format=layout)
@@ -231,7 +238,7 @@ def r1_penalty(D, x):
     return gradient.square().sum((1, 2, 3)).mean() / 2
 
 
-def train_step(training, real, z, r1_gamma, dtype):
+def train_step(training, real, z, r1_weight, dtype):
     """One iteration of Algorithm 1 of Goodfellow et al. (2014), with k = 1.
 
     real: images (N, 1, 28, 28) in [-1, 1]; z: latent vectors (N, latent_dim). Returns scalars:
@@ -245,10 +252,9 @@ def train_step(training, real, z, r1_gamma, dtype):
     # As D = sigmoid(logit), -log D = softplus(-logit) and -log(1 - D) = softplus(logit).
     with autocast:
         fake = G(z)
-        logits = D(
-            torch.cat([real, fake.detach()])
-        ).float()  # one pass over both is faster than two
-        penalty = r1_gamma * r1_penalty(D, real) if r1_gamma else 0
+        both = torch.cat([real, fake.detach()])  # one pass is faster than two
+        logits = D(both).float()
+        penalty = r1_weight * r1_penalty(D, real) if r1_weight else 0
     real_logits, fake_logits = logits.chunk(2)
     D_loss = (F.softplus(-real_logits).mean() + F.softplus(fake_logits).mean()) / 2
     training.D_optimizer.zero_grad()
@@ -257,7 +263,7 @@ def train_step(training, real, z, r1_gamma, dtype):
 
     # Generator, against the discriminator just updated: ascend log D(G(z)), the non-saturating
     # form. The same z serves again: another G(z) would take longer.
-    D.requires_grad_(False)
+    D.requires_grad_(False)  # G's step needs no gradients for the weights of D
     with autocast:
         logits_for_G = D(fake).float()
     G_loss = F.softplus(-logits_for_G).mean()
@@ -289,6 +295,7 @@ def update_average(G_ema, G, step):
 
 def calibrate_batch_norm(G_ema, latent_dim):
     """Measure BatchNorm's mean and variance for the averaged weights: G's do not fit them."""
+    # 20 batches of 128
     z = torch.randn(20, 128, latent_dim, generator=torch.Generator().manual_seed(BATCH_NORM_SEED))
     update_bn(z, G_ema, next(G_ema.parameters()).device)
 
@@ -298,33 +305,35 @@ def scale(images):
     return images / 127.5 - 1
 
 
-def train_epoch(training, images, epoch, settings, dtype, bar):
+def train_epoch(training, images, number, settings, dtype, bar):
     """Train on every image once, in batches; an incomplete last one is left out.
 
-    images: uint8 (N, 1, 28, 28) on the device; epoch: its number, from 1; bar: tqdm's.
+    images: uint8 (N, 1, 28, 28) on the device; number: of the epoch, from 1; bar: tqdm's.
     Returns an Epoch.
     """
     start = time.perf_counter()
     # The random numbers of an epoch depend on its number alone, so a continued run has the same.
-    torch.manual_seed(settings.seed * 1_000_000 + epoch)
+    torch.manual_seed(settings.seed * 1_000_000 + number)
     training.G.train()
     training.D.train()
     steps = len(images) // settings.batch_size
     batches = torch.randperm(len(images), device=images.device).split(settings.batch_size)
     records = []
     for i in range(steps):
-        step = (epoch - 1) * steps + i
+        step = (number - 1) * steps + i
         real = scale(images[batches[i]])
         z = torch.randn(settings.batch_size, settings.latent_dim, device=images.device)
         # Lazily: not in every step, but then as much more (Karras et al. 2020, arXiv:1912.04958).
-        r1_gamma = R1_EVERY * settings.r1_gamma if step % R1_EVERY == 0 else 0
-        records.append(train_step(training, real, z, r1_gamma, dtype))
+        r1_weight = R1_EVERY * settings.r1_gamma if step % R1_EVERY == 0 else 0
+        records.append(train_step(training, real, z, r1_weight, dtype))
         update_average(training.G_ema, training.G, step)
         bar.update()
     calibrate_batch_norm(training.G_ema, settings.latent_dim)
-    losses = {name: torch.stack([record[name] for record in records]).cpu() for name in records[0]}
+    recorded = {
+        name: torch.stack([record[name] for record in records]).cpu() for name in records[0]
+    }
     samples = generate(training.G_ema, latent_vectors(settings.latent_dim)[:64])
-    return Epoch(**losses, samples=samples, seconds=time.perf_counter() - start)
+    return Epoch(**recorded, samples=samples, seconds=time.perf_counter() - start)
 
 
 def check_losses(epoch):
@@ -392,7 +401,7 @@ def nearest(images, others):
     """For each uint8 image (N, 28, 28) the index of its nearest among `others` (M, 28, 28), and the
     distance, both (N,): the root mean square difference of pixels, in grey levels of 0 to 255."""
     x = images.flatten(1).float()
-    # 5,000 others at a time: all at once take much memory.
+    # 5,000 others at a time: all of them as floats take much memory.
     distances = [torch.cdist(x, part.flatten(1).float()) / 28 for part in others.split(5000)]
     smallest, indices = torch.cat(distances, dim=1).min(dim=1)
     return indices, smallest
@@ -428,19 +437,26 @@ def image_grid(images):
 def images_figure(images, title, left_labels=(), right_labels=(), column_labels=(), caption=""):
     """uint8 images (N, 28, 28), 8 in a row, with labels beside the rows and above the columns."""
     rows = len(images) // 8
-    letter = 0.16  # cm
-    left = 0.3 + letter * longest_line(left_labels)
-    right = 0.3 + letter * longest_line(right_labels)
+    letter_width = 0.16  # cm, like the next ones
+    left = 0.3 + letter_width * longest_line(left_labels)
+    right = 0.3 + letter_width * longest_line(right_labels)
     top = 1.1 if column_labels else 0.7
     bottom = 0.3 + 0.35 * len(caption.splitlines())
-    cell = min((WIDTH - left - right) / 8, (LARGEST_HEIGHT - top - bottom) / rows)
-    left += (WIDTH - left - right - 8 * cell) / 2  # in the middle of the page, if there is room
+    image_size = min((WIDTH - left - right) / 8, (LARGEST_HEIGHT - top - bottom) / rows)
+    free_width = WIDTH - left - right - 8 * image_size
+    height = top + rows * image_size + bottom
 
-    height = top + rows * cell + bottom
     figure = new_figure(height)
     figure.suptitle(title, y=1 - 0.15 / height, verticalalignment="top")
     figure.text(0.5, 0.15 / height, caption, horizontalalignment="center")
-    axes = figure.add_axes((left / WIDTH, bottom / height, 8 * cell / WIDTH, rows * cell / height))
+    axes = figure.add_axes(
+        (
+            (left + free_width / 2) / WIDTH,
+            bottom / height,
+            8 * image_size / WIDTH,
+            rows * image_size / height,
+        )
+    )
     axes.imshow(image_grid(images), vmin=0, vmax=255, extent=(0, 8, rows, 0), aspect="auto")
     axes.set_xticks([i + 0.5 for i in range(len(column_labels))], column_labels)
     axes.set_yticks([i + 0.5 for i in range(len(left_labels))], left_labels)
@@ -452,7 +468,7 @@ def images_figure(images, title, left_labels=(), right_labels=(), column_labels=
 
 
 def longest_line(labels):
-    """In letters."""
+    """The number of its letters."""
     return max((len(line) for label in labels for line in label.splitlines()), default=0)
 
 
@@ -483,7 +499,7 @@ def losses_figure(history, model):
 
 def draw_loss(axes, losses, label, colour, line):
     """losses: (epochs, steps)."""
-    epochs = np.arange(1, len(losses) + 1)
+    epochs = range(1, len(losses) + 1)
     low = losses.quantile(0.05, dim=1)
     high = losses.quantile(0.95, dim=1)
     marker = "o" if len(losses) == 1 else ""  # one point makes no line
@@ -550,15 +566,6 @@ def samples_animation(history, model):
 
 # ---------------------------------------------------------------------------- files and checkpoints
 
-FIGURES = [
-    "losses.png",
-    "samples_epoch_*.png",
-    "real_vs_generated.png",
-    "nearest_neighbours.png",
-    "latent_perturbation.png",
-    "training.gif",
-]
-
 
 @dataclass
 class Run:
@@ -584,7 +591,7 @@ def not_fatal(path):
 def save_whole(path, content):
     """torch.save, whole or not at all: a killed process or a full disk leaves what was there."""
     buffer = io.BytesIO()
-    torch.save(content, buffer)  # not to the file: torch.save hides what the disk says
+    torch.save(content, buffer)  # to the file it would hide that the disk is full
     part = path.with_name(path.name + ".part")
     try:
         with open(part, "wb") as file:
@@ -621,11 +628,14 @@ def locked(folder):
 
 
 def describe_layers(G, D):
-    """{layer: {name: value}} of both networks: the type and the public numbers and words of each
-    layer, such as a slope, by which a changed one is noticed."""
+    """{layer: {name: value}} of both networks, by which a changed layer is noticed: its type, the
+    shapes of its weights, and its public numbers and words, such as a slope."""
     layers = {}
     for path, layer in nn.ModuleDict({"G": G, "D": D}).named_modules():
-        described = {"type": type(layer).__name__}
+        shapes = {
+            name: tuple(weight.shape) for name, weight in layer.named_parameters(recurse=False)
+        }
+        described = {"type": type(layer).__name__, "weights": str(shapes)}
         for name, value in vars(layer).items():
             is_plain = isinstance(value, bool | int | float | str | tuple)
             if is_plain and not name.startswith("_") and name != "training":
@@ -643,14 +653,14 @@ def differences(before, now):
         # A name that only one of them knows is one that another PyTorch gives its layers.
         for name in old:
             if name in new and old[name] != new[name]:
-                found.append(f"{path} {name} was {old[name]}, is now {new[name]}".strip())
+                found.append(f"{path} {name} was {old[name]}, is now {new[name]}")
     return found
 
 
 def save_checkpoint(run, training):
     """Everything needed to go on; the random numbers follow from the seed and the epoch."""
     checkpoint = {name: part.state_dict() for name, part in vars(training).items()}
-    checkpoint["settings"] = asdict(run.settings)
+    checkpoint["settings"] = vars(run.settings)
     checkpoint["layers"] = run.layers
     checkpoint["facts"] = run.facts
     checkpoint["history"] = [vars(epoch) for epoch in run.history]
@@ -663,7 +673,7 @@ def read_checkpoint(path):
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         Settings(**checkpoint["settings"])
         return checkpoint
-    except FileNotFoundError:
+    except (OSError, MemoryError):
         raise
     except Exception as error:  # a damaged file fails in many ways
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
@@ -678,15 +688,14 @@ def continue_run(run, training, checkpoint):
 
     Raises UserError when it is of other settings or of another network.
     """
-    changes = differences({"": checkpoint["settings"]}, {"": asdict(run.settings)})
+    changes = differences({"setting": checkpoint["settings"]}, {"setting": vars(run.settings)})
     changes += differences(checkpoint["layers"], run.layers)
     if changes:
-        if len(changes) > 4:
-            changes[4:] = [f"{len(changes) - 4} more"]
+        more = f"; {len(changes) - 4} more" if len(changes) > 4 else ""
         raise UserError(
             f"{run.folder / 'checkpoint.pt'} is of other settings or another network "
-            f"({'; '.join(changes)}): undo that, give another --outputs, or replace this run with "
-            "--fresh"
+            f"({'; '.join(changes[:4])}{more}): undo that, give another --outputs, or replace this "
+            "run with --fresh"
         )
     for name, part in vars(training).items():
         part.load_state_dict(checkpoint[name])
@@ -694,37 +703,38 @@ def continue_run(run, training, checkpoint):
     run.history = [Epoch(**epoch) for epoch in checkpoint["history"]]
 
 
-def save_tables(run):
-    """history.csv: a row an epoch, means and standard deviations over its steps; settings.json."""
+def save_history(run):
+    """history.csv: a row an epoch, with means and standard deviations over its steps."""
     rows = []
+    previous = None
     for number, epoch in enumerate(run.history, 1):
         row = {"epoch": number}
         for name in ("D_loss", "G_loss", "D_x", "D_G_z"):
             values = getattr(epoch, name)
             row[f"{name}_mean"] = f"{values.mean():.6g}"
             row[f"{name}_std"] = f"{values.std(correction=0):.6g}"
-        if number > 1:  # of a pixel of the 64 samples, in grey levels
-            change = epoch.samples.float() - run.history[number - 2].samples.float()
-            row["sample_change"] = f"{change.abs().mean():.6g}"
-        else:
-            row["sample_change"] = ""
+        row["sample_change"] = (
+            ""  # of a pixel of the samples since the epoch before, in grey levels
+        )
+        if previous is not None:
+            change = (epoch.samples.float() - previous.samples.float()).abs().mean()
+            row["sample_change"] = f"{change:.6g}"
         row["seconds"] = f"{epoch.seconds:.6g}"
         rows.append(row)
+        previous = epoch
     path = run.folder / "history.csv"
     with not_fatal(path), open(path, "w", newline="") as file:
         table = csv.DictWriter(file, rows[0])
         table.writeheader()
         table.writerows(rows)
 
+
+def save_settings(run):
+    """settings.json: everything needed to repeat the run."""
     path = run.folder / "settings.json"
-    facts = {
-        "model": run.settings.model,
-        "epochs": len(run.history),
-        **run.facts,
-        "layers": run.layers,
-    }
+    finished = {"model": run.settings.model, "epochs": len(run.history)}
     with not_fatal(path):
-        path.write_text(json.dumps(facts, indent=2))
+        path.write_text(json.dumps({**finished, **run.facts, "layers": run.layers}, indent=2))
 
 
 def save_generator(run, G_ema):
@@ -792,7 +802,8 @@ def publish_epoch(run, G_ema, sample_every):
     number = len(run.history)
     if number == 1:  # only now: until then the folder may hold an earlier run and its checkpoint
         remove_results(run.folder)
-    save_tables(run)
+    save_history(run)
+    save_settings(run)
     save_generator(run, G_ema)
     draw_latest(run)
     if number % sample_every == 0:
@@ -802,7 +813,8 @@ def publish_epoch(run, G_ema, sample_every):
 
 def publish_run(run, G_ema, train_images, test_images, sample_every, dims, offsets):
     """Every table and figure, and the generator."""
-    save_tables(run)
+    save_history(run)
+    save_settings(run)
     save_generator(run, G_ema)
     draw_latest(run)
     draw_losses(run)
@@ -816,10 +828,11 @@ def publish_run(run, G_ema, train_images, test_images, sample_every, dims, offse
 
 def remove_results(folder):
     """Remove what an earlier run left: figures and numbered images."""
-    for pattern in FIGURES:
-        for path in folder.glob(pattern):
-            with not_fatal(path):
-                path.unlink()
+    names = ["losses.png", "real_vs_generated.png", "nearest_neighbours.png"]
+    names += ["latent_perturbation.png", "training.gif"]
+    for path in [folder / name for name in names] + list(folder.glob("samples_epoch_[0-9]*.png")):
+        with not_fatal(path):
+            path.unlink(missing_ok=True)
     remove_numbered(folder / "images")
 
 
@@ -827,7 +840,8 @@ def remove_numbered(folder):
     """Remove 00000.png and so on, and nothing else."""
     for path in folder.glob("*.png"):
         if path.stem.isdigit() and len(path.stem) >= 5:
-            path.unlink()
+            with not_fatal(path):
+                path.unlink()
 
 
 def save_images(folder, G, count, latent_dim):
@@ -835,7 +849,7 @@ def save_images(folder, G, count, latent_dim):
     folder.mkdir(exist_ok=True)
     remove_numbered(folder)
     random = torch.Generator().manual_seed(IMAGES_SEED)
-    for start in range(0, count, 100):
+    for start in range(0, count, 100):  # always whole hundreds: image 7 is the same of any count
         images = generate(G, torch.randn(100, latent_dim, generator=random))
         for number, image in enumerate(images[: count - start], start):
             Image.fromarray(image.numpy()).save(folder / f"{number:05d}.png")
@@ -963,7 +977,7 @@ def describe_run(args, training, device, dtype):
         },
         "device": device.type,
         "precision": str(dtype).removeprefix("torch."),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),  # its own type is not for a checkpoint
         "python": platform.python_version(),
         "threads": torch.get_num_threads(),
         "parameters": {
@@ -1036,7 +1050,7 @@ def run_model(name, Generator, Discriminator, args):
         done = len(run.history)
         print(f"{name} on {device} in {dtype}: {done} epochs done", flush=True)
         if done < args.epochs and not args.redraw:
-            run.facts = facts
+            run.facts = facts  # a redraw keeps those of the training
             images = train_images[:, None].to(device)
             train(run, training, images, args.epochs, dtype, args.sample_every)
 
@@ -1049,32 +1063,37 @@ def run_model(name, Generator, Discriminator, args):
 
 
 @contextlib.contextmanager
-def errors_for_people(when_stopped):
+def errors_for_people(when_stopped, when_out_of_memory):
     """What the user can mend ends the program with one line; a mistake keeps its traceback.
 
-    when_stopped: what to say after Ctrl-C.
+    when_stopped, when_out_of_memory: what to say after Ctrl-C, and what needs less memory.
     """
     try:
-        with matplotlib.style.context(STYLE):
-            yield
+        yield
     except KeyboardInterrupt:
         print(f"\nstopped: {when_stopped}", file=sys.stderr)
         sys.exit(130)  # as shells have it
     except (UserError, OSError) as error:
         sys.exit(f"error: {error}")
-    except (MemoryError, RuntimeError) as error:
-        is_known = isinstance(error, MemoryError | torch.OutOfMemoryError)
-        if not is_known and "allocate memory" not in str(error):  # what PyTorch says of the CPU's
-            raise
-        sys.exit("error: out of memory: try a smaller --batch-size or --device cpu")
+    except (MemoryError, torch.OutOfMemoryError):
+        sys.exit(f"error: out of memory: {when_out_of_memory}")
+    except RuntimeError as error:
+        if "allocate memory" in str(error):  # what PyTorch says of the CPU's
+            sys.exit(f"error: out of memory: {when_out_of_memory}")
+        raise
 
 
 def main(name, Generator, Discriminator, argv=None):
     """Run a script's command line; `name` is the model's, for titles and the folder."""
     args = parse_arguments(name, argv)
     again = "the same command without --fresh" if args.fresh else "the same command"
-    with errors_for_people(
-        f"{again} goes on after the last epoch in checkpoint.pt; with --redraw it draws the "
-        "figures of the epochs there are"
+    when_stopped = (
+        f"what checkpoint.pt holds is kept; {again} goes on from there, and with --redraw it draws "
+        "the figures of the epochs there are"
+    )
+    when_out_of_memory = "a smaller --batch-size or --device cpu may help"
+    with (
+        errors_for_people(when_stopped, when_out_of_memory),
+        matplotlib.style.context(STYLE),
     ):
         run_model(name, Generator, Discriminator, args)

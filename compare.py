@@ -12,6 +12,7 @@ import math
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+import matplotlib.style
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -24,18 +25,6 @@ import gan
 
 SCRIPTS = {"GAN": gan, "DCGAN": dcgan}
 CLASSIFIER = Path(__file__).parent / "outputs" / "reference" / "classifier.pt"
-GARMENTS = [
-    "T-shirt",
-    "Trouser",
-    "Pullover",
-    "Dress",
-    "Coat",
-    "Sandal",
-    "Shirt",
-    "Sneaker",
-    "Bag",
-    "Boot",
-]
 HISTORY_COLUMNS = [
     "epoch",
     "D_loss_mean",
@@ -47,12 +36,13 @@ HISTORY_COLUMNS = [
 N = 10_000  # images on each side of a comparison
 PAIRS = 250  # of latent vectors, and the ways between them
 STEPS = 32  # of each way
-MOVES = 5000  # of one latent dimension by 2
+MOVES = 5000  # of one dimension of a latent vector by 2
 COPIES = 1000  # images whose nearest training image is looked for
 REAL = "real images"
 K = 5  # nearest neighbours that make an image's neighbourhood, as in Naeem et al. (2020)
-IMAGES_SEED = 2017
+COMPARED_SEED = 2017  # of the images
 WAYS_SEED = 2018
+MOVES_SEED = 2019
 
 
 # ---------------------------------------------------------------------------------- the classifier
@@ -116,6 +106,7 @@ def look_at(classifier, images):
 
 def save_classifier(path, data, epochs=20):
     """Train a Classifier and keep it with its test accuracy."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     train_set, test_set = common.load_fashion_mnist(data)
     classifier = train_classifier(train_set.data, train_set.targets, epochs)
     _, classes = look_at(classifier, test_set.data)
@@ -136,9 +127,10 @@ def load_classifier(path):
 
 
 @dataclass
-class Run:
-    """What a training has published."""
+class Published:
+    """What a training has published in its folder."""
 
+    folder: Path
     label: str
     model: str
     G: nn.Module
@@ -162,29 +154,35 @@ class Evidence:
 
 
 def gather(run, classifier):
-    """The Evidence of a Run."""
+    """The Evidence of a Published run."""
     latent_dim = run.settings["options"]["latent_dim"]
-    z = torch.randn(N, latent_dim, generator=torch.Generator().manual_seed(IMAGES_SEED))
-    images = generate(run.G, z)
-    evidence = gather_images(images, classifier)
+    z = torch.randn(N, latent_dim, generator=torch.Generator().manual_seed(COMPARED_SEED))
+    evidence = gather_images(generate_in_parts(run.G, z), classifier)
     evidence.history = run.history
+    evidence.ways = gather_ways(run.G, latent_dim, classifier)
+    evidence.moves, evidence.kept = gather_moves(run.G, latent_dim, classifier)
+    return evidence
 
+
+def gather_ways(G, latent_dim, classifier):
+    """The features on the ways between pairs of latent vectors, (PAIRS, STEPS + 1, 128)."""
     random = torch.Generator().manual_seed(WAYS_SEED)
     z_a = torch.randn(PAIRS, 1, latent_dim, generator=random)
     z_b = torch.randn(PAIRS, 1, latent_dim, generator=random)
     z = interpolate(z_a, z_b, torch.linspace(0, 1, STEPS + 1)[:, None])
-    features, _ = look_at(classifier, generate(run.G, z.flatten(0, 1)))
-    evidence.ways = features.view(PAIRS, STEPS + 1, -1)
+    features, _ = look_at(classifier, generate_in_parts(G, z.flatten(0, 1)))
+    return features.view(PAIRS, STEPS + 1, -1)
 
-    count = math.ceil(MOVES / latent_dim)
-    z = torch.randn(count, 1, latent_dim, generator=random)
-    moved = z + 2 * torch.eye(latent_dim)  # (count, latent_dim, latent_dim): one z_i in each row
-    before, garment_before = look_at(classifier, generate(run.G, z.flatten(0, 1)))
-    after, garment_after = look_at(classifier, generate(run.G, moved.flatten(0, 1)))
-    after = after.view(count, latent_dim, -1)
-    evidence.moves = (after - before[:, None]).norm(dim=2).flatten()
-    evidence.kept = (garment_after.view(count, -1) == garment_before[:, None]).flatten()
-    return evidence
+
+def gather_moves(G, latent_dim, classifier):
+    """How far the features move when one dimension of z does, and whether the garment stays the
+    same, (MOVES,) each. The dimensions take turns."""
+    z = torch.randn(MOVES, latent_dim, generator=torch.Generator().manual_seed(MOVES_SEED))
+    moved = z.clone()
+    moved[torch.arange(MOVES), torch.arange(MOVES) % latent_dim] += 2
+    features, garments = look_at(classifier, generate_in_parts(G, z))
+    moved_features, moved_garments = look_at(classifier, generate_in_parts(G, moved))
+    return (moved_features - features).norm(dim=1), moved_garments == garments
 
 
 def gather_images(images, classifier):
@@ -199,14 +197,14 @@ def distance_to_training(images, training_images):
     return torch.cat([common.nearest(part, training_images)[1] for part in parts])
 
 
-def generate(G, z):
+def generate_in_parts(G, z):
     """Images G(z) as uint8 (N, 28, 28); 500 at a time take less memory."""
     return torch.cat([common.generate(G, part) for part in z.split(500)])
 
 
 def interpolate(a, b, t):
     """From latent vectors a (t = 0) to b (t = 1), (..., L), on a great circle (slerp; White 2016),
-    where vectors of N(0, 1) have their usual length all the way. One number has no circle."""
+    so that they keep the usual length. A single number has no circle."""
     if a.shape[-1] == 1:
         return a + t * (b - a)
     angle = torch.acos(F.cosine_similarity(a, b, dim=-1).clamp(-1, 1))[..., None]
@@ -220,112 +218,115 @@ def neighbourhood(features):
 
 
 # ------------------------------------------------------------------------------------ the measures
-# Each is a function of the Evidence of a run and of that of real test images. Its name is the name
-# of its row in the table, its docstring what the row says.
+# Each is a function of the Evidence of a column of the table and of that of real test images. Its
+# name is the name of its row, its docstring what the row says.
 
 
-def frechet_distance(run, real):
+def frechet_distance(evidence, real):
     """Between the features of generated and of test images; lower is better."""
     # Between normal distributions fitted to both (Heusel et al. 2017): |mean_a - mean_b|^2 +
     # trace(A + B - 2 (A B)^(1/2)) with the covariances A and B.
-    a = run.features.double()
+    a = evidence.features.double()
     b = real.features.double()
     A = a.T.cov()
     B = b.T.cov()
     values, vectors = torch.linalg.eigh(A)
-    root_A = vectors * values.clamp(min=0).sqrt() @ vectors.T
+    root_A = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
     # (A B)^(1/2) has the trace of (A^(1/2) B A^(1/2))^(1/2), which is symmetric.
     trace_root = torch.linalg.eigvalsh(root_A @ B @ root_A).clamp(min=0).sqrt().sum()
     return (a.mean(0) - b.mean(0)).square().sum() + A.trace() + B.trace() - 2 * trace_root
 
 
-def precision(run, real):
+def precision(evidence, real):
     """Share of generated images that lie among real ones; higher is better."""
-    return share_within(run.features, real.features, real.radius)  # Kynkäänniemi et al. 2019
+    return share_within(evidence.features, real.features, real.radius)  # Kynkäänniemi et al. 2019
 
 
-def sharpness(run, real):
+def sharpness(evidence, real):
     """Variance of the Laplacian after a 3x3 median filter; closer to real is better."""
     kernel = torch.tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]])[None, None]  # Pech-Pacheco 2000
-    edges = F.conv2d(median_filter(run.images)[:, None], kernel)
+    edges = F.conv2d(median_filter(evidence.images)[:, None], kernel)
     return edges.flatten(1).var(1, correction=0).mean()
 
 
-def grain(run, real):
+def grain(evidence, real):
     """Mean difference of a pixel from the median-filtered image, in grey levels of 0 to 255; closer
     to real is better."""
-    inside = run.images[:, 1:-1, 1:-1].float()
-    return (inside - median_filter(run.images)).abs().mean()
+    inside = evidence.images[:, 1:-1, 1:-1].float()
+    return (inside - median_filter(evidence.images)).abs().mean()
 
 
-def recall(run, real):
+def recall(evidence, real):
     """Share of real images that lie among generated ones; higher is better."""
-    return share_within(real.features, run.features, run.radius)  # Kynkäänniemi et al. 2019
+    return share_within(
+        real.features, evidence.features, evidence.radius
+    )  # Kynkäänniemi et al. 2019
 
 
-def coverage(run, real):
+def coverage(evidence, real):
     """Share of real images with a generated one in their neighbourhood; higher is better."""
-    pairs = zip(real.features.split(500), real.radius.split(500), strict=True)
-    parts = [
-        (torch.cdist(images, run.features) <= radius[:, None]).any(1) for images, radius in pairs
-    ]
-    return torch.cat(parts).float().mean()  # Naeem et al. 2020
+    parts = [torch.cdist(part, evidence.features).amin(1) for part in real.features.split(500)]
+    return (torch.cat(parts) <= real.radius).float().mean()  # Naeem et al. 2020
 
 
-def rarest_garment(run, real):
-    """Its share of all images in %; closer to 10 is better."""
-    return garment_shares(run.classes).min()
+def rarest_garment(evidence, real):
+    """Share of the rarest garment in all images, in %; closer to 10 is better."""
+    return garment_shares(evidence.classes).min()
 
 
-def most_frequent_garment(run, real):
-    """Its share of all images in %; closer to 10 is better."""
-    return garment_shares(run.classes).max()
+def most_frequent_garment(evidence, real):
+    """Share of the most frequent garment in all images, in %; closer to 10 is better."""
+    return garment_shares(evidence.classes).max()
 
 
-def detour(run, real):
-    """Length of the way from one z to another over the straight distance of its ends, in features:
-    the median of many; lower is smoother."""
-    straight = (run.ways[:, -1] - run.ways[:, 0]).norm(dim=1)
-    return (step_lengths(run.ways).sum(1) / straight).median()
+def detour(evidence, real):
+    """Length of the way of the features from one z to another over the straight distance of its
+    ends, median of many ways; lower is smoother."""
+    straight = (evidence.ways[:, -1] - evidence.ways[:, 0]).norm(dim=1)
+    return (step_lengths(evidence.ways).sum(1) / straight).median()
 
 
-def jumps(run, real):
-    """Largest of the 32 steps of such a way over their mean: the median of many; lower is
-    smoother."""
-    steps = step_lengths(run.ways)
+def jumps(evidence, real):
+    """Largest of 32 steps of the features from one z to another over the mean step, median of many
+    ways; lower is smoother."""
+    steps = step_lengths(evidence.ways)
     return (steps.amax(1) / steps.mean(1)).median()
 
 
-def outliers(run, real):
+def outliers(evidence, real):
     """Change of the features when one dimension of z moves by 2: 99th percentile over median; lower
     is smoother."""
-    return run.moves.quantile(0.99) / run.moves.median()
+    return evidence.moves.quantile(0.99) / evidence.moves.median()
 
 
-def kept_garment(run, real):
-    """Share of images that stay the same garment then, in %; higher is smoother."""
-    return 100 * run.kept.float().mean()
+def kept_garment(evidence, real):
+    """Share of images that stay the same garment when one dimension of z moves by 2, in %; higher
+    is smoother."""
+    return 100 * evidence.kept.float().mean()
 
 
-def change_of_the_samples(run, real):
-    """Of a pixel from epoch to epoch, in the last quarter of the run, in grey levels; lower is
-    steadier."""
-    return last_quarter(run.history, "sample_change")
+def change_of_the_samples(evidence, real):
+    """Mean change of a pixel from epoch to epoch, in the last quarter of the run, in grey levels of
+    0 to 255; lower is steadier."""
+    return last_quarter(evidence.history, "sample_change")
 
 
-def generator_loss(run, real):
-    """Standard deviation within an epoch, in the last quarter of the run; lower is steadier."""
-    return last_quarter(run.history, "G_loss_std")
+def generator_loss(evidence, real):
+    """Standard deviation of the loss within an epoch, in the last quarter of the run; lower is
+    steadier, while neither network wins."""
+    return last_quarter(evidence.history, "G_loss_std")
 
 
-def discriminator_loss(run, real):
-    """Standard deviation within an epoch, in the last quarter of the run; lower is steadier."""
-    return last_quarter(run.history, "D_loss_std")
+def discriminator_loss(evidence, real):
+    """Standard deviation of the loss within an epoch, in the last quarter of the run; lower is
+    steadier, while neither network wins."""
+    return last_quarter(evidence.history, "D_loss_std")
 
 
-def nearest_training_image(run, real):
-    """Median distance in grey levels; far below that of real (test) images is copying."""
-    return run.to_training.median()
+def nearest_training_image(evidence, real):
+    """Median distance to it in grey levels of 0 to 255; far below that of real (test) images is
+    copying."""
+    return evidence.to_training.median()
 
 
 MEASURES = {  # by the claim of a report that they are for
@@ -355,7 +356,7 @@ def median_filter(images):
 
 
 def garment_shares(classes):
-    """In % (10,)."""
+    """The share of each garment in %, (10,)."""
     return 100 * torch.bincount(classes, minlength=10) / len(classes)
 
 
@@ -381,9 +382,9 @@ def comparison_table(evidence, real):
     for claim, measures in MEASURES.items():
         for measure in measures:
             cells = [claim, measure.__name__.replace("_", " ")]
-            for label, column in evidence.items():
+            for label, of_label in evidence.items():
                 has_value = label != REAL or claim not in NOT_FOR_REAL_IMAGES
-                cells.append(as_text(measure(column, real)) if has_value else "")
+                cells.append(as_text(measure(of_label, real)) if has_value else "")
             cells.append(" ".join(measure.__doc__.split()))
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -411,13 +412,20 @@ def unequal(runs):
             found.append(
                 f"{name}: {', '.join(f'{run.label} {facts[run.label][name]}' for run in runs)}"
             )
-    for other in runs[1:]:
-        if other.model == runs[0].model:
-            found += common.differences(runs[0].settings["layers"], other.settings["layers"])
+    for i, run in enumerate(runs):
+        for other in runs[i + 1 :]:
+            if other.model == run.model:
+                changes = common.differences(run.settings["layers"], other.settings["layers"])
+                found += [f"from {run.label} to {other.label}: {change}" for change in changes]
     return found
 
 
 # -------------------------------------------------------------------------------------- the figures
+
+
+def in_lines(label):
+    """A label with a path in it, in short lines."""
+    return label.replace("/", "/\n")
 
 
 def losses_figure(runs):
@@ -426,10 +434,10 @@ def losses_figure(runs):
     figure.suptitle("Losses: mean of each epoch, and its standard deviation as a band")
     panels = figure.subplots(1, len(runs), sharex=True, sharey=True, squeeze=False)[0]
     for axes, run in zip(panels, runs, strict=True):
-        draw_loss(axes, run.history, "D_loss", "Discriminator", "tab:blue", "-")
-        draw_loss(axes, run.history, "G_loss", "Generator", "tab:orange", "--")
+        draw_band(axes, run.history, "D_loss", "Discriminator", "tab:blue", "-")
+        draw_band(axes, run.history, "G_loss", "Generator", "tab:orange", "--")
         axes.axhline(math.log(2), color="black", linewidth=1, linestyle=":", label="ln 2")
-        axes.set_title(run.label.replace("/", "/\n"))
+        axes.set_title(in_lines(run.label))
         axes.set_xlabel("Epoch")
     panels[0].set_ylabel("Loss (binary cross-entropy)")
     handles, labels = panels[0].get_legend_handles_labels()
@@ -437,7 +445,7 @@ def losses_figure(runs):
     return figure
 
 
-def draw_loss(axes, history, column, label, colour, line):
+def draw_band(axes, history, column, label, colour, line):
     mean = history[f"{column}_mean"]
     deviation = history[f"{column}_std"]
     marker = "o" if len(mean) == 1 else ""  # one point makes no line
@@ -451,7 +459,7 @@ def samples_figure(images):
     """The first images of each run and of the test set; images: {label: uint8 (N, 28, 28)}."""
     labels = []
     for label in images:
-        labels += [label.replace("/", "/\n"), ""]
+        labels += [in_lines(label), ""]
     return common.images_figure(
         torch.cat([column[:16] for column in images.values()]),
         "Generated images and real ones, none of them picked",
@@ -467,8 +475,8 @@ def interpolation_figure(runs):
         random = torch.Generator().manual_seed(WAYS_SEED)
         z_a, z_b = torch.randn(2, 3, 1, run.settings["options"]["latent_dim"], generator=random)
         z = interpolate(z_a, z_b, torch.linspace(0, 1, 8)[:, None])
-        images.append(generate(run.G, z.flatten(0, 1)))
-        labels += [run.label.replace("/", "/\n"), "", ""]
+        images.append(generate_in_parts(run.G, z.flatten(0, 1)))
+        labels += [in_lines(run.label), "", ""]
     return common.images_figure(
         torch.cat(images),
         "From one latent vector (left) to another (right)",
@@ -516,7 +524,7 @@ def garments_figure(classes):
             edgecolor="white",
         )
     axes.axvline(10, color="black", linewidth=0.6)
-    axes.set_yticks(range(10), GARMENTS)
+    axes.set_yticks(range(10), common.FashionMNIST.classes)
     axes.invert_yaxis()
     figure.legend(loc="outside lower center", ncols=3)
     return figure
@@ -526,7 +534,7 @@ def garments_figure(classes):
 
 
 def load_run(folder):
-    """The Run in a folder. Raises UserError if it cannot be compared."""
+    """The Published run in a folder. Raises UserError if it cannot be compared."""
     if not (folder / "generator.pt").exists():
         raise common.UserError(f"{folder} is left out: there is no generator.pt in it")
     try:
@@ -549,7 +557,8 @@ def load_run(folder):
             f"({changes[0]}); compare.py of the checkout that made it can read it"
         )
     G.load_state_dict(weights)
-    return Run(str(folder), settings["model"], G.eval(), np.atleast_1d(history), settings)
+    model = settings["model"]
+    return Published(folder, model, model, G.eval(), np.atleast_1d(history), settings)
 
 
 def generator_layers(layers):
@@ -557,8 +566,10 @@ def generator_layers(layers):
 
 
 def load_runs(folders):
-    """The Runs in these folders; one that cannot be compared costs a line. Raises UserError if none
-    is left."""
+    """The Published runs in these folders; one that cannot be compared costs a line.
+
+    Raises UserError if none is left.
+    """
     runs = []
     for folder in folders:
         try:
@@ -569,16 +580,16 @@ def load_runs(folders):
         raise common.UserError("no run to compare: gan.py and dcgan.py make them")
     models = [run.model for run in runs]
     for run in runs:
-        alone = models.count(run.model) == 1
-        run.label = run.model if alone else f"{run.model} {run.label}"
+        if models.count(run.model) > 1:
+            run.label = f"{run.model} {run.folder}"
     return runs
 
 
-def compare(folders, outputs, data):
-    """Measure the runs; writes comparison.md and the figures into `outputs`."""
+def compare(folders, judge, outputs, data):
+    """Measure the runs by the classifier in the file `judge`; writes comparison.md and figures."""
     runs = load_runs(folders)
     common.respect_cpu_quota()
-    classifier, accuracy, fingerprint = load_classifier(CLASSIFIER)
+    classifier, accuracy, fingerprint = load_classifier(judge)
     train_set, test_set = common.load_fashion_mnist(data)
     real = gather_images(test_set.data[:N], classifier)
     evidence = {}
@@ -592,7 +603,8 @@ def compare(folders, outputs, data):
     outputs.mkdir(parents=True, exist_ok=True)
     table = "\n".join(
         [
-            f"{N:,} images each, compared with the test images; real images: training images.",
+            f"{N:,} images each, compared with the test images. Real images: training images, on "
+            "which the classifier was trained.",
             f"Classifier {fingerprint}, test accuracy {accuracy:.4f}.",
             *[f"{run.label}: after epoch {run.settings['epochs']}." for run in runs],
             *[f"**Not the same conditions:** {line}." for line in unequal(runs)],
@@ -613,7 +625,7 @@ def draw(runs, evidence, test_images, outputs):
     samples = {run.label: evidence[run.label].images for run in runs}
     samples["real test images"] = test_images
     moves = {run.label: evidence[run.label].moves for run in runs}
-    classes = {label: column.classes for label, column in evidence.items()}
+    classes = {label: of_label.classes for label, of_label in evidence.items()}
     figures = {
         "losses": losses_figure(runs),
         "samples": samples_figure(samples),
@@ -634,15 +646,17 @@ def main(argv=None):
     parser.add_argument("folders", type=Path, nargs="*", default=default, help="of the runs")
     parser.add_argument("--outputs", type=Path, default="outputs", help="where to write")
     parser.add_argument("--data", type=Path, default="data", help="folder of the images")
-    parser.add_argument(
-        "--train-judge", type=Path, help="train a classifier into this file instead"
-    )
+    parser.add_argument("--judge", type=Path, default=CLASSIFIER, help="file of the classifier")
+    parser.add_argument("--train-judge", type=Path, help="only train a classifier, into this file")
     args = parser.parse_args(argv)
-    with common.errors_for_people("nothing was written"):
+    with (
+        common.errors_for_people("the same command starts again", "fewer runs at a time may help"),
+        matplotlib.style.context(common.STYLE),
+    ):
         if args.train_judge:
             save_classifier(args.train_judge, args.data)
         else:
-            compare(args.folders, args.outputs, args.data)
+            compare(args.folders, args.judge, args.outputs, args.data)
 
 
 if __name__ == "__main__":

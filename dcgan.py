@@ -84,9 +84,10 @@ def apply_layers(layers, x):
 
 
 def is_upsample_and_conv(layers):
-    """Whether these are such layers as above; a pair that was changed is computed as torch does."""
+    """Whether this is the pair above, as it stands there: a changed one is left to torch."""
     if [type(layer) for layer in layers] != [nn.Upsample, nn.Conv2d]:
         return False
+    # A hook, such as spectral_norm's, is only called by torch.
     if any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers):
         return False
     upsample, conv = layers
@@ -106,9 +107,10 @@ def is_upsample_and_conv(layers):
 def upsample_and_conv(x, kernel):
     """Upsample x2, then Conv 3x3: x (N, C, H, W) and kernel (K, C, 3, 3) to (N, K, 2H, 2W).
 
-    To upsample is to put zeros between the pixels and then to sum over 2x2 neighbours. The sum may
-    as well follow the convolution, and to put in zeros and convolve is a transposed convolution of
-    stride 2 with the kernel turned round. So the zeros cost nothing: a quarter of the arithmetic.
+    To upsample is to put zeros between the pixels and then to sum over neighbours; in a row,
+    a b -> a a b b is (a 0 b 0) + (0 a 0 b). The sum may as well follow the convolution, and to put
+    in zeros and convolve is a transposed convolution of stride 2 with the kernel turned round. It
+    skips the zeros: a quarter of the multiplications.
     """
     x = x.contiguous(memory_format=torch.channels_last)  # the layout that is fastest on the CPU
     turned = kernel.flip(2, 3).transpose(0, 1)

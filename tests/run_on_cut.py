@@ -1,12 +1,13 @@
-"""`python tests/run_on_cut.py gan.py ...` runs a script as a user would, on the cut of the data."""
+"""`python tests/run_on_cut.py DATA gan.py ...` runs a script as a user would, on the cut data."""
 
 import runpy
 import sys
+from pathlib import Path
 
-from conftest import CUT, ROOT, accept_cut
+from conftest import ROOT, accept_cut
 
 if __name__ == "__main__":
-    accept_cut()
-    script = ROOT / sys.argv[1]
-    sys.argv = [str(script), *sys.argv[2:], "--data", str(CUT)]
-    runpy.run_path(str(script), run_name="__main__")
+    data, script, *options = sys.argv[1:]
+    accept_cut(Path(data))
+    sys.argv = [script, *options, "--data", data]
+    runpy.run_path(str(ROOT / script), run_name="__main__")
