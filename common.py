@@ -336,9 +336,10 @@ def train_epoch(training, images, number, settings, dtype, bar):
     return Epoch(**recorded, samples=samples, seconds=time.perf_counter() - start)
 
 
-def check_losses(epoch):
-    """Raise UserError when a loss of this Epoch is not finite."""
-    if not (epoch.D_loss.isfinite().all() and epoch.G_loss.isfinite().all()):
+def check_finite(epoch, training):
+    """Raise UserError when a loss of this Epoch, or a weight after it, is not finite."""
+    weights = [*training.G.parameters(), *training.D.parameters()]
+    if not all(values.isfinite().all() for values in [epoch.D_loss, epoch.G_loss, *weights]):
         raise UserError(
             "a loss is not finite; the epochs before this one are kept. Try a lower "
             "--learning-rate or --precision float32, with another --outputs"
@@ -352,10 +353,11 @@ def train(run, training, images, epochs, dtype, sample_every):
     interval = 1 if sys.stderr.isatty() else 60  # seconds: a log file need not have every update
     with tqdm(initial=done * steps, total=epochs * steps, mininterval=interval) as bar:
         for number in range(done + 1, epochs + 1):
-            bar.set_description(f"epoch {number} of {epochs}")
+            bar.set_description(f"epoch {number} of {epochs}", refresh=False)
             epoch = train_epoch(training, images, number, run.settings, dtype, bar)
-            check_losses(epoch)
-            bar.set_postfix_str(f"loss D {epoch.D_loss.mean():.2f}, G {epoch.G_loss.mean():.2f}")
+            check_finite(epoch, training)
+            losses = f"loss D {epoch.D_loss.mean():.2f}, G {epoch.G_loss.mean():.2f}"
+            bar.set_postfix_str(losses, refresh=False)
             run.history.append(epoch)
             save_checkpoint(run, training)
             publish_epoch(run, training.G_ema, sample_every)
@@ -528,7 +530,7 @@ def nearest_neighbours_figure(fake, real, train, title):
 def perturbation_figure(images, response, dims, offsets, title):
     """What `perturb` returns for 8 latent vectors: a row an offset, a block of rows a dimension."""
     labels = [f"z[{dim}] {offset:+.4g}" for dim in dims for offset in offsets]
-    sample = "Sample " if len(labels) <= 20 else ""  # the columns of more rows are narrow
+    sample = "Sample " if len(labels) <= 17 else ""  # the columns of more rows are narrow
     figure = images_figure(
         images.flatten(0, 2),
         f"{title}: one latent dimension at a time, moved by an offset",
@@ -599,9 +601,9 @@ def save_whole(path, content):
             file.flush()
             with contextlib.suppress(OSError):  # some network drives cannot
                 os.fsync(file.fileno())
-    except OSError:
+    except OSError as error:
         part.unlink(missing_ok=True)  # half of it
-        raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
     try:
         os.replace(part, path)
     except PermissionError:  # on Windows something may hold a new file for a moment
@@ -671,14 +673,15 @@ def read_checkpoint(path):
     """The dictionary that save_checkpoint wrote. Raises UserError if it cannot be read."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        if not {*Training.__annotations__, "layers", "facts", "history"} <= checkpoint.keys():
+            raise KeyError("a part is missing")
         Settings(**checkpoint["settings"])
         return checkpoint
     except (OSError, MemoryError):
         raise
     except Exception as error:  # a damaged file fails in many ways
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise UserError(
-            f"{path} is damaged, or of another version of this script ({reason}): "
+            f"{path} is damaged, or of another version of this script ({type(error).__name__}): "
             "move it away, or give another --outputs"
         ) from error
 
@@ -925,7 +928,7 @@ def parse_arguments(name, argv):
         help="how far to move them, in standard deviations of z",
     )
     args = parser.parse_args(argv)
-    if len(args.perturb_dims or []) * len(args.perturb_offsets) > 40:
+    if len(args.perturb_dims or range(5)) * len(args.perturb_offsets) > 40:
         parser.error("--perturb-dims times --perturb-offsets: a page has room for 40 rows")
     return args
 
@@ -1010,29 +1013,22 @@ def choose_settings(name, args):
     )
 
 
-def find_checkpoint(path, args):
-    """What the checkpoint at `path` holds, or None where a new run is to begin."""
-    if path.exists() and not args.fresh:
-        return read_checkpoint(path)
-    if args.redraw:
-        raise UserError(
-            f"{path} is not there: nothing to redraw before the first epoch is finished"
-        )
-    return None
-
-
 def run_model(name, Generator, Discriminator, args):
     """Train, continue or only redraw the model as `args` say, and draw every figure."""
+    folder = args.outputs / name.lower()
+    path = folder / "checkpoint.pt"
+    if args.redraw and not path.exists():
+        raise UserError(f"{path} is not there: nothing to redraw before an epoch is finished")
     device = choose_device(args.device)
     respect_cpu_quota()
     train_set, test_set = load_fashion_mnist(args.data)
-    folder = args.outputs / name.lower()
     with locked(folder):
-        checkpoint = find_checkpoint(folder / "checkpoint.pt", args)
+        checkpoint = None
+        settings = choose_settings(name, args)
+        if path.exists() and not args.fresh:
+            checkpoint = read_checkpoint(path)
         if args.redraw:
             settings = Settings(**checkpoint["settings"])
-        else:
-            settings = choose_settings(name, args)
         dtype = choose_dtype(settings.precision, device)
         train_images = train_set.data[: settings.limit]
         if settings.batch_size > len(train_images):
@@ -1075,10 +1071,10 @@ def errors_for_people(when_stopped, when_out_of_memory):
         sys.exit(130)  # as shells have it
     except (UserError, OSError) as error:
         sys.exit(f"error: {error}")
-    except (MemoryError, torch.OutOfMemoryError):
+    except MemoryError:
         sys.exit(f"error: out of memory: {when_out_of_memory}")
     except RuntimeError as error:
-        if "allocate memory" in str(error):  # what PyTorch says of the CPU's
+        if "out of memory" in str(error) or "allocate memory" in str(error):
             sys.exit(f"error: out of memory: {when_out_of_memory}")
         raise
 
@@ -1086,11 +1082,15 @@ def errors_for_people(when_stopped, when_out_of_memory):
 def main(name, Generator, Discriminator, argv=None):
     """Run a script's command line; `name` is the model's, for titles and the folder."""
     args = parse_arguments(name, argv)
-    again = "the same command without --fresh" if args.fresh else "the same command"
     when_stopped = (
-        f"what checkpoint.pt holds is kept; {again} goes on from there, and with --redraw it draws "
-        "the figures of the epochs there are"
+        "the same command goes on from checkpoint.pt, after the last finished epoch; with --redraw "
+        "it draws the figures of the epochs there are"
     )
+    if args.fresh:
+        when_stopped = (
+            "without --fresh the same command goes on from checkpoint.pt, which is still the one "
+            "of the run before if no epoch was finished; with --redraw it draws the figures"
+        )
     when_out_of_memory = "a smaller --batch-size or --device cpu may help"
     with (
         errors_for_people(when_stopped, when_out_of_memory),

@@ -1,50 +1,116 @@
-"""The cut of FashionMNIST in tests/fashion_mnist_cut stands in for the whole; no test needs a network."""
+"""The cut of FashionMNIST in tests/fashion_mnist_cut stands in for the whole; no network needed."""
 
-import gzip
+import csv
 import hashlib
+import shutil
 import sys
 from pathlib import Path
 
-import matplotlib.style
 import pytest
+import torch
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # so that `pytest` alone finds the scripts
 CUT = ROOT / "tests" / "fashion_mnist_cut"
-RAW = CUT / "FashionMNIST" / "raw"
+RAW = CUT / "FashionMNIST" / "raw"  # the four .gz files
 
 import common  # noqa: E402
 
-
-def accept_cut():
-    """Let the cut's files pass for FashionMNIST's."""
-    for name in common.SHA256:
-        content = gzip.decompress((RAW / f"{name}.gz").read_bytes())
-        common.SHA256[name] = hashlib.sha256(content).hexdigest()
+QUICK = ["--batch-size", "32", "--limit", "96", "--device", "cpu"]  # three steps an epoch
 
 
-@pytest.fixture(autouse=True)
-def as_in_a_run():
-    """The figures' style; and what was said in one test may be said in the next."""
-    common.say.cache_clear()
-    with matplotlib.style.context(common.STYLE):
-        yield
+def accept_cut(folder):
+    """Unpack the cut into `folder` and let its pixels pass for FashionMNIST's."""
+    common.unpack(RAW, folder / "FashionMNIST" / "raw")
+    for split in ("train", "test"):
+        dataset = common.FashionMNIST(folder, train=split == "train")
+        common.PIXELS_SHA256[split] = hashlib.sha256(dataset.data.numpy()).hexdigest()
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    """The folder to give as --data."""
+    folder = tmp_path_factory.mktemp("data")
+    accept_cut(folder)
+    return folder
+
+
+def train(module, outputs, data, *options):
+    """Run gan.py or dcgan.py (the module) in this process as a user would; returns its folder."""
+    name = module.__name__
+    argv = [*QUICK, "--data", data, "--outputs", outputs, *options]
+    common.main(name.upper(), module.Generator, module.Discriminator, [str(word) for word in argv])
+    return outputs / name
+
+
+def refused(module, outputs, data, *options):
+    """A run that must end with status 1 and one line, which is returned."""
+    with pytest.raises(SystemExit) as stop:
+        train(module, outputs, data, *options)
+    line = stop.value.code  # Python prints it and returns 1
+    assert isinstance(line, str), line
+    assert line.startswith("error: ")
+    assert line.isprintable()  # no line break and no colours
+    return line
+
+
+def read_checkpoint(folder):
+    return torch.load(folder / "checkpoint.pt", weights_only=True)
+
+
+def find_tensors(part, path=""):
+    """{path: tensor} of all tensors in a checkpoint or a part of it."""
+    if isinstance(part, torch.Tensor):
+        return {path: part}
+    if isinstance(part, list):
+        part = dict(enumerate(part))
+    found = {}
+    if isinstance(part, dict):
+        for key, value in part.items():
+            found.update(find_tensors(value, f"{path}/{key}"))
+    return found
+
+
+def read_history(folder):
+    """The rows of history.csv."""
+    with open(folder / "history.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def assert_same_run(folder, expected):
+    """The same bit for bit: every tensor, the numbers but for seconds, every figure."""
+    tensors = find_tensors(read_checkpoint(folder))
+    others = find_tensors(read_checkpoint(expected))
+    assert tensors.keys() == others.keys()
+    assert len(tensors) > 50
+    different = [path for path in tensors if not torch.equal(tensors[path], others[path])]
+    assert not different
+    for row, other in zip(read_history(folder), read_history(expected), strict=True):
+        assert {**row, "seconds": ""} == {**other, "seconds": ""}
+    figures = [*expected.glob("*.png"), expected / "training.gif"]
+    assert len(figures) >= 7
+    for path in figures:
+        assert (folder / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+@pytest.fixture(scope="session")
+def trained_once(data, tmp_path_factory):
+    """A GAN's folder after two epochs; a test that changes it takes `trained`, its copy."""
+    import gan
+
+    return train(gan, tmp_path_factory.mktemp("trained"), data, "--epochs", 2)
+
+
+@pytest.fixture(scope="session")
+def trained_dcgan_once(data, tmp_path_factory):
+    """A DCGAN's folder after two epochs, not to be changed."""
+    import dcgan
+
+    return train(dcgan, tmp_path_factory.mktemp("trained_dcgan"), data, "--epochs", 2)
 
 
 @pytest.fixture
-def checksums(monkeypatch):
-    """Within a test, the cut's files pass for FashionMNIST's."""
-    monkeypatch.setattr(common, "SHA256", dict(common.SHA256))
-    accept_cut()
-
-
-@pytest.fixture
-def cut(checksums, monkeypatch):
-    """The folder to give as --data; every other source of the images is empty."""
-    monkeypatch.setattr(common, "DEBIAN_FOLDER", Path("/nonexistent"))
-    monkeypatch.setattr(common, "fetch", unreachable)
-    return CUT
-
-
-def unreachable(source, folder):
-    raise RuntimeError("no network in tests")
+def trained(trained_once, tmp_path):
+    """outputs, with a GAN of two epochs in outputs/gan."""
+    shutil.copytree(trained_once, tmp_path / "outputs" / "gan")
+    return tmp_path / "outputs"

@@ -1,30 +1,25 @@
 """Each measure of compare.py against a case whose answer is known without it."""
 
+import json
 import math
+import shutil
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
-from test_figures import assert_12_cm_wide_at_200_dpi, assert_no_text_is_cut
-from test_scripts import train
+from conftest import ROOT, train
 from torch import nn
+from torchvision.transforms.functional import gaussian_blur
 
 import common
 import compare
 import dcgan
 import gan
+from compare import Evidence
 
 
-def test_frechet_distance_of_two_normal_distributions():
-    """N(0, diag(1, 4)) and N((3, 0), diag(4, 4)) turned by half a radian: a closed form exists."""
-    torch.manual_seed(0)
-    turn = torch.tensor([[math.cos(0.5), -math.sin(0.5)], [math.sin(0.5), math.cos(0.5)]])
-    a = torch.randn(200_000, 2) * torch.tensor([1.0, 2.0]) @ turn
-    b = (torch.randn(200_000, 2) * torch.tensor([2.0, 2.0]) + torch.tensor([3.0, 0.0])) @ turn
-    # |(3, 0)|^2 + (1 - 2)^2 + (2 - 2)^2
-    assert compare.frechet_distance(a, b) == pytest.approx(10, rel=0.01)
-    assert compare.frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
+def in_features(points):
+    return Evidence(features=points, radius=compare.neighbourhood(points))
 
 
 def two_clusters(n):
@@ -34,172 +29,367 @@ def two_clusters(n):
     return points
 
 
-def precision_recall_coverage(real, fake):
-    return compare.precision_recall_coverage(real, compare.neighbourhood(real), fake)
+def constant(*greys):
+    """uint8 images, each of one grey."""
+    return torch.tensor(greys, dtype=torch.uint8)[:, None, None].repeat(1, 28, 28)
 
 
-def test_precision_recall_coverage():
+# --------------------------------------------------------------------------------------- quality
+
+
+def test_frechet_distance_of_two_normal_distributions():
+    """N(0, diag(1, 4)) and N((3, 0), diag(4, 4)) turned by half a radian: a closed form exists."""
     torch.manual_seed(0)
-    real = two_clusters(300)
-    assert precision_recall_coverage(real, real) == [1, 1, 1]
-    # a set that lacks half of the classes; one that has nothing to do with it
-    assert precision_recall_coverage(real, real[:300]) == [1, 0.5, 0.5]
-    assert precision_recall_coverage(real, real + 1000) == [0, 0, 0]
-    # of independent sets of one distribution the coverage is 1 - 2^-K (Naeem et al. 2020)
-    _, _, coverage = precision_recall_coverage(two_clusters(2000), two_clusters(2000))
+    turn = torch.tensor([[math.cos(0.5), -math.sin(0.5)], [math.sin(0.5), math.cos(0.5)]])
+    a = torch.randn(200_000, 2) * torch.tensor([1.0, 2.0]) @ turn
+    b = (torch.randn(200_000, 2) * torch.tensor([2.0, 2.0]) + torch.tensor([3.0, 0.0])) @ turn
+    distance = compare.frechet_distance(Evidence(features=a), Evidence(features=b))
+    assert distance == pytest.approx(10, rel=0.01)  # |(3, 0)|^2 + (1 - 2)^2 + (2 - 2)^2
+    same = compare.frechet_distance(Evidence(features=a), Evidence(features=a))
+    assert same == pytest.approx(0, abs=1e-9)
+
+
+def test_precision_and_recall():
+    torch.manual_seed(0)
+    points = two_clusters(300)
+    real = in_features(points)
+    half = in_features(points[:300])
+    elsewhere = in_features(points + 1000)
+    assert compare.precision(real, real) == 1
+    assert compare.recall(real, real) == 1
+    assert compare.precision(half, real) == 1
+    assert compare.recall(half, real) == 0.5
+    assert compare.precision(elsewhere, real) == 0
+    assert compare.recall(elsewhere, real) == 0
+
+
+def test_coverage_of_independent_sets():
+    """Of one distribution it is 1 - 2^-K (Naeem et al. 2020)."""
+    torch.manual_seed(0)
+    coverage = compare.coverage(in_features(two_clusters(2000)), in_features(two_clusters(2000)))
     assert coverage == pytest.approx(1 - 2**-compare.K, abs=0.02)
 
 
 def test_coverage_counts_the_neighbourhoods_that_an_image_lies_in():
-    real = torch.arange(100.0)[:, None]  # K = 5: the 5th nearest of 50 is 3 away, so 47 to 53 reach it
-    _, _, coverage = precision_recall_coverage(real, torch.full((10, 1), 50.0))
-    assert coverage == pytest.approx(7 / 100)
+    real = in_features(torch.arange(100.0)[:, None])
+    fake = Evidence(features=torch.full((10, 1), 50.0))
+    # K = 5: the 5th nearest of 50 is 3 away, so the neighbourhoods of 47 to 53 hold it.
+    assert compare.coverage(fake, real) == pytest.approx(7 / 100)
 
 
-def test_sharpness():
-    ramp = torch.arange(28, dtype=torch.uint8).repeat(1, 28, 1)  # as dark as bright, and no edge
-    assert compare.sharpness(ramp) == 0
-    dot = torch.zeros(1, 28, 28, dtype=torch.uint8)
-    dot[0, 9, 9] = 10  # Laplacian -40 there, 10 at its four neighbours; 26 x 26 pixels have all of theirs
-    assert compare.sharpness(dot) == pytest.approx((40**2 + 4 * 10**2) / 26**2)
-    assert compare.sharpness(torch.cat([dot, ramp])) == pytest.approx(2000 / 26**2 / 2)
+# --------------------------------------------------------------------------------------- sharper
 
 
-def test_interpolation_is_on_the_circle():
-    a, b = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
-    for t in (0, 0.25, 1):
-        expected = [[math.cos(t * math.pi / 2), math.sin(t * math.pi / 2)]]
-        np.testing.assert_allclose(compare.interpolate(a, b, torch.tensor([[t]])), expected, atol=1e-6)
+def test_sharpness_of_an_edge():
+    images = constant(0)
+    images[0, :, 14:] = 100
+    # The median filter leaves the edge. Of its 26 columns the Laplacian has 24; it is 100 left of
+    # the edge, -100 right of it.
+    assert compare.sharpness(Evidence(images), None) == pytest.approx(2 * 100**2 / 24)
 
 
-class Straight(nn.Module):
-    """A generator and a judge in one: the first row of the image, and the features, are three times z."""
-
-    def forward(self, z):
-        x = torch.zeros(len(z), 1, 28, 28, dtype=z.dtype)
-        x[:, 0, 0, :2] = 3 * z
-        return x
-
-    def features(self, x):
-        return x.flatten(1)
+def test_specks_are_grain_and_no_sharpness():
+    images = constant(50)
+    images[0, 5, 5] = 250
+    images[0, 20, 9] = 250
+    assert compare.sharpness(Evidence(images), None) == 0
+    assert compare.grain(Evidence(images), None) == pytest.approx(2 * 200 / 26**2)
 
 
-class Jumping(Straight):
-    """The same, but that the second half of the way is far from the first."""
-
-    def forward(self, z):
-        return super().forward(z + 100 * (z[:, 1:] > z[:, :1]))
+def noisy(images, grey_levels):
+    noise = grey_levels * torch.randn(images.shape)
+    return (images + noise).round().clamp(0, 255).byte()
 
 
-def quarter_circle():
-    """Two latent vectors, (1, 2) each: z moves on a circle of radius 1 from one to the other."""
-    return torch.tensor([[1.0, 0.0]]).double(), torch.tensor([[0.0, 1.0]]).double()
+def blurred(images, sigma):
+    return gaussian_blur(images.float()[:, None], 9, sigma)[:, 0].round().byte()
 
 
-def test_path_length_of_a_linear_generator():
-    """For t from 0 to 1 z moves at the speed pi/2, the features three times as fast; squared."""
-    place = torch.tensor([[0.3]]).double()
-    length = compare.path_length(Straight(), Straight(), *quarter_circle(), place)
-    assert length == pytest.approx((3 * math.pi / 2) ** 2, rel=1e-4)
+def test_neither_noise_nor_blur_passes_for_sharper(data):
+    torch.manual_seed(0)
+    train_set, _ = common.load_fashion_mnist(data)
+    real = Evidence(train_set.data)
+    for worse in (noisy(real.images, 10), noisy(real.images, 30), blurred(real.images, 0.5)):
+        assert compare.sharpness(Evidence(worse), None) < compare.sharpness(real, None)
+    assert compare.grain(Evidence(noisy(real.images, 10)), None) > compare.grain(real, None)
+    assert compare.grain(Evidence(blurred(real.images, 0.5)), None) < compare.grain(real, None)
 
 
-def test_interpolation_steps_show_a_jump():
-    images, changes = compare.interpolation_steps(Straight(), Straight(), *quarter_circle(), 9)
-    assert images.shape == (1, 10, 1, 28, 28)
-    np.testing.assert_allclose(changes, [[6 * math.sin(math.pi / 36)] * 9], rtol=1e-6)  # chords of 10 degrees
-    _, changes = compare.interpolation_steps(Jumping(), Jumping(), *quarter_circle(), 9)
-    assert changes.argmax() == 4 and changes.max() > 400 and changes.sum() - changes.max() < 5
-
-
-def test_stability():
-    D_loss = torch.tensor([0.4, 0.6, 0.4, 0.6]).repeat(60, 1)  # swings within every epoch
-    G_loss = torch.arange(60.0)[:, None].repeat(1, 4) % 2  # from epoch to epoch
-    samples = torch.zeros(60, 64, 28, 28, dtype=torch.uint8)
-    samples[29], samples[59] = 20, 50  # after the quarters: 0, 20, 0, 50
-    history = common.History(D_loss, G_loss, D_loss, D_loss, samples, [1.0] * 60, "")
-    found = {measure: value for (_, measure, _), value in compare.measure_stability(history).items()}
-    deviation = np.std([0.4, 0.6, 0.4, 0.6], ddof=1)
-    expected = {"D loss: deviation in an epoch": deviation, "G loss: deviation in an epoch": 0,
-                "change of the samples": (20 + 20 + 50) / 3}  # fmt: skip
-    assert found == pytest.approx(expected)
-
-
-def test_memorisation_finds_copies():
-    train = torch.arange(0, 250, 10, dtype=torch.uint8)[:, None, None].expand(-1, 28, 28)
-    (copies,) = compare.measure_memorisation(train[:5], train).values()
-    (moved,) = compare.measure_memorisation(train[:5] + 3, train).values()
-    assert copies < 0.1 and moved == pytest.approx(3, abs=0.05)
+# ----------------------------------------------------------------------------------- more varied
 
 
 def test_shares_of_the_garments():
-    class Judge(nn.Module):
-        """Sees the class in the brightness."""
-
-        def features(self, x):
-            return torch.cat([x.flatten(1)[:, :1], torch.randn(len(x), 1)], 1)
-
-        def classify(self, features):
-            return F.one_hot(((features[:, 0] + 1) * 127.5).round().long(), 10).float()
-
-    images = torch.tensor([3, 3, 3, 8] * 5, dtype=torch.uint8)[:, None, None].expand(-1, 28, 28)
-    real = torch.randn(10, 2)
-    rows, shares = compare.measure_images(Judge(), images, (real, compare.neighbourhood(real)))
-    values = {measure: value for (_, measure, _), value in rows.items()}
-    assert shares.tolist() == [0, 0, 0, 0.75, 0, 0, 0, 0, 0.25, 0]
-    assert values["largest share of a garment"] == 0.75 and values["smallest share of a garment"] == 0
+    classes = torch.tensor([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 9, 9])
+    assert compare.rarest_garment(Evidence(classes=classes), None) == pytest.approx(100 / 12)
+    assert compare.most_frequent_garment(Evidence(classes=classes), None) == 25
+    assert compare.rarest_garment(Evidence(classes=classes[1:]), None) == 0
 
 
-def test_the_figure_shows_the_losses_the_jumps_and_the_shares():
-    swing = torch.tensor([[0.8, 1.2]] * 3)  # deviation: a fifth
-    history = common.History(0.5 * swing, 1.5 * swing, swing, swing, None, [1.0] * 3, "")
-    run = {"history": history, "samples": torch.zeros(32, 28, 28, dtype=torch.uint8),
-           "path": torch.zeros(2, 17, 28, 28), "jumps": torch.tensor([[0.5, 1.5], [1.0, 2.5]])}  # fmt: skip
-    shares = {name: torch.arange(10) / 45 for name in ("GAN", "DCGAN", "real data")}
-    figure = compare.comparison_figure({"GAN": run, "DCGAN": run}, run["samples"], shares)
-    assert_12_cm_wide_at_200_dpi(figure)
-    losses, jumps, garments = figure.axes[0], figure.axes[-2], figure.axes[-1]
-    assert losses.get_title() == "GAN, epoch 3: losses"
-    np.testing.assert_allclose(losses.lines[0].get_ydata(), [0.5] * 3, rtol=1e-6)
-    np.testing.assert_allclose(losses.lines[1].get_ydata(), [1.5] * 3, rtol=1e-6)
-    band = losses.collections[1].get_paths()[0].vertices[:, 1]  # mean and deviation of the generator's
-    np.testing.assert_allclose([band.min(), band.max()], [1.2, 1.8], rtol=1e-6)
-    np.testing.assert_allclose(jumps.lines[0].get_ydata(), [0.75, 2], rtol=1e-6)
-    np.testing.assert_allclose(jumps.lines[1].get_ydata(), [1, 2.5], rtol=1e-6)
-    widths = [bar.get_width() for bar in garments.patches]
-    np.testing.assert_allclose(widths, [*(np.arange(10) / 45 * 100)] * 3, rtol=1e-6)
-    assert [label.get_text() for label in garments.get_yticklabels()][::9] == ["T-shirt", "Boot"]
-    assert_no_text_is_cut(figure, [axes.title for axes in figure.axes])
+@pytest.fixture(scope="module")
+def judged(data):
+    """A function from images of the cut to their Evidence, by the committed classifier."""
+    classifier, _, _ = compare.load_classifier(compare.CLASSIFIER)
+
+    def judge(images):
+        return compare.gather_images(images, classifier)
+
+    return judge
 
 
-def test_compare_writes_table_and_figure(cut, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(compare, "N", 60)
-    monkeypatch.setattr(compare, "PAIRS", 20)
-    monkeypatch.setattr(compare, "EPOCHS", 1)
-    for model in (gan, dcgan):
-        train(tmp_path, "--epochs", 1, model=model, data=cut)
-    argv = ["--outputs", str(tmp_path), "--data", str(cut)]
-    compare.main(argv)
-    table = (tmp_path / "comparison.md").read_text()
+def test_half_of_the_classes_and_copies_are_less_varied(data, judged):
+    train_set, _ = common.load_fashion_mnist(data)
+    real = judged(train_set.data)
+    half = judged(train_set.data[train_set.targets < 5])
+    copied = judged(train_set.data[:10].repeat(32, 1, 1))
+    assert compare.recall(half, real) < 0.7
+    assert compare.coverage(half, real) < 0.7
+    assert compare.rarest_garment(half, real) < 1
+    assert compare.recall(copied, real) < 0.2
+    assert compare.coverage(copied, real) < 0.3
+
+
+def test_mixtures_of_two_garments_are_far_from_real_images(data, judged):
+    """The left half of one garment beside the right half of another is as sharp and as varied."""
+    train_set, test_set = common.load_fashion_mnist(data)
+    images = train_set.data[train_set.targets.argsort()]
+    mixed = images.clone()
+    mixed[:, :, 14:] = images[:, :, 14:].roll(160, 0)
+    real = judged(train_set.data)
+    distance = compare.frechet_distance(judged(mixed), real)
+    assert distance > 2 * compare.frechet_distance(judged(test_set.data), real)
+
+
+def test_the_committed_classifier_knows_garments(data, judged):
+    _, test_set = common.load_fashion_mnist(data)
+    _, accuracy, _ = compare.load_classifier(compare.CLASSIFIER)
+    found = judged(test_set.data).classes
+    assert (found == test_set.targets).float().mean() > 0.85  # of 80 images
+    assert accuracy > 0.93
+
+
+def test_the_committed_table_is_of_the_committed_classifier():
+    _, _, fingerprint = compare.load_classifier(compare.CLASSIFIER)
+    table = (ROOT / "outputs" / "reference" / "comparison.md").read_text(encoding="utf-8")
+    assert f"Classifier {fingerprint}" in table
+
+
+# -------------------------------------------------------------------------------------- smoother
+
+
+def on_ways(*ways):
+    return Evidence(ways=torch.tensor(ways, dtype=torch.float32))
+
+
+def test_a_straight_way_has_no_detour_and_no_jumps():
+    way = [[t, 2 * t] for t in range(9)]
+    assert compare.detour(on_ways(way), None) == pytest.approx(1)
+    assert compare.jumps(on_ways(way), None) == pytest.approx(1)
+
+
+def test_detour_and_jumps_of_known_ways():
+    there_and_half_back = [[0], [1], [2], [3], [2]]  # 4 long, its ends 2 apart
+    one_jump = [[0], [1], [2], [3], [12]]  # steps 1, 1, 1, 9, whose mean is 3
+    assert compare.detour(on_ways(there_and_half_back), None) == 2
+    assert compare.jumps(on_ways(one_jump), None) == 3
+    larger = on_ways([[10 * x for x in place] for place in one_jump])
+    assert compare.jumps(larger, None) == pytest.approx(3)  # the shape counts, not the size
+    assert compare.detour(larger, None) == 1
+
+
+def test_outliers_and_kept_garment():
+    moves = torch.cat([torch.full((98,), 2.0), torch.full((3,), 10.0)])
+    assert compare.outliers(Evidence(moves=moves), None) == 5
+    assert compare.outliers(Evidence(moves=3 * moves), None) == 5
+    assert compare.kept_garment(Evidence(kept=torch.tensor([True, True, False, True])), None) == 75
+
+
+def test_interpolation_is_on_the_circle():
+    a = torch.tensor([[1.0, 0.0]])
+    b = torch.tensor([[0.0, 1.0]])
+    for t in (0, 0.25, 1):
+        expected = [[math.cos(t * math.pi / 2), math.sin(t * math.pi / 2)]]
+        found = compare.interpolate(a, b, torch.tensor([[t]]))
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+class Linear(nn.Module):
+    """A generator whose first row of pixels is a tenth of z."""
+
+    def __init__(self):
+        super().__init__()
+        self.gain = nn.Parameter(torch.tensor(0.1))
+
+    def forward(self, z):
+        x = torch.zeros(len(z), 1, 28, 28)
+        x[:, 0, 0, : z.shape[1]] = self.gain * z
+        return x
+
+
+class Pixels(nn.Module):
+    """In the place of a classifier: the features are the first row of pixels, the class is 0, or 1
+    where the first pixel is bright."""
+
+    def features(self, x):
+        return x[:, 0, 0, :3]
+
+    def logits(self, features):
+        return torch.stack([torch.full((len(features),), 0.1), features[:, 0]], dim=1)
+
+
+def test_a_linear_generator_is_smooth_in_every_way():
+    settings = {"options": {"latent_dim": 3}}
+    run = compare.Published(None, "linear", "GAN", Linear(), None, settings)
+    found = compare.gather(run, Pixels())
+    # Each dimension moved by 2 changes one pixel by 0.2 of its range of 2, but for rounding.
+    torch.testing.assert_close(found.moves, torch.full_like(found.moves, 0.2), atol=0.01, rtol=0)
+    assert compare.outliers(found, None) == pytest.approx(1, abs=0.05)
+    # An arc of 90 degrees is 1.11 times its chord; others are not much longer.
+    assert 1 <= compare.detour(found, None) < 1.4
+    # The class changes where z_0 passes 1 on its way from z_0 to z_0 + 2: in a third of
+    # P(-1 < z_0 < 1) = 0.683 of all moves.
+    assert compare.kept_garment(found, None) == pytest.approx(100 * (1 - 0.683 / 3), abs=2)
+
+
+# ----------------------------------------------------------------------------------- more stable
+
+
+def test_stability_is_that_of_the_last_quarter_however_long_the_run():
+    for epochs in (8, 80):
+        history = np.zeros(epochs, dtype=[("sample_change", float), ("G_loss_std", float)])
+        history["sample_change"] = 50
+        history["sample_change"][-epochs // 4 :] = 10
+        history["G_loss_std"][-1] = epochs
+        assert compare.change_of_the_samples(Evidence(history=history), None) == 10
+        assert compare.generator_loss(Evidence(history=history), None) == 4
+
+
+def test_copies_of_training_images_are_found():
+    training = constant(*range(0, 250, 10))
+    copies = compare.distance_to_training(training[:5], training)
+    moved = compare.distance_to_training(training[:5] + 3, training)
+    assert compare.nearest_training_image(Evidence(to_training=copies), None) < 0.1
+    assert compare.nearest_training_image(Evidence(to_training=moved), None) == pytest.approx(
+        3, abs=0.05
+    )
+
+
+# ------------------------------------------------------------------------------- the command line
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Few images: the numbers do not matter."""
+    for name, value in {"N": 60, "PAIRS": 8, "MOVES": 20, "COPIES": 8}.items():
+        monkeypatch.setattr(compare, name, value)
+
+
+def run_compare(*words):
+    compare.main([str(word) for word in words])
+
+
+def rows_of(table):
+    lines = [line for line in table.splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_two_models_side_by_side(trained, data, small, capsys):
+    train(dcgan, trained, data, "--epochs", 1)
+    capsys.readouterr()
+    run_compare(trained / "gan", trained / "dcgan", "--outputs", trained, "--data", data)
+    table = (trained / "comparison.md").read_text(encoding="utf-8")
     assert table in capsys.readouterr().out
-    rows = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("| ")]
-    assert rows[0] == ["measure", "GAN", "DCGAN", "real data", "what it means"]
-    assert len(rows) == 1 + 13
-    for measure, GAN, DCGAN, real, meaning in rows[1:]:
-        assert meaning
-        if "change of the samples" not in measure:  # which takes two grids
-            assert float(GAN.replace(",", "")) >= 0 and float(DCGAN.replace(",", "")) >= 0
-        assert (real == "") == measure.startswith(("Stability", "Smoothness"))
-    assert (tmp_path / "comparison.png").stat().st_size > 10_000
+    assert "GAN: after epoch 2" in table
+    assert "DCGAN: after epoch 1" in table
+    assert "Not the same conditions:** epochs: GAN 2, DCGAN 1" in table
+    heading, *rows = rows_of(table)
+    assert heading[:5] == ["claim", "measure", "GAN", "DCGAN", "real images"]
+    assert len(rows) == 16
+    for claim, measure, GAN, DCGAN, real, meaning in rows:
+        assert float(GAN.replace(",", "")) >= 0, measure
+        assert meaning.endswith(".")
+        assert (real == "") == (claim in ("smoother", "more stable"))
+        if measure == "change of the samples":
+            assert DCGAN == "undefined"  # which takes two epochs
+    for name in ("losses", "samples", "interpolation", "perturbation", "garments"):
+        assert (trained / f"comparison_{name}.png").stat().st_size > 5_000
 
-    (tmp_path / "dcgan" / "checkpoint.pt").unlink()  # either alone will do, and the judge is there already
-    monkeypatch.setattr(compare, "train_judge", None)
-    compare.main(argv)
-    assert "DCGAN" not in (tmp_path / "comparison.md").read_text()
+
+def test_two_variants_of_one_model_are_told_apart(trained, data, small):
+    train(gan, trained / "variant", data, "--epochs", 1, "--learning-rate", 0.002)
+    run_compare(trained / "gan", trained / "variant" / "gan", "--outputs", trained, "--data", data)
+    table = (trained / "comparison.md").read_text(encoding="utf-8")
+    one = f"GAN {trained / 'gan'}"
+    other = f"GAN {trained / 'variant' / 'gan'}"
+    assert rows_of(table)[0][2:4] == [one, other]
+    assert f"learning_rate: {one} 0.001, {other} 0.002" in table
 
 
-def test_compare_without_a_run(cut, tmp_path, capsys):
+def test_one_latent_dimension(data, tmp_path, small):
+    folder = train(gan, tmp_path, data, "--epochs", 2, "--latent-dim", 1)
+    run_compare(folder, "--outputs", tmp_path, "--data", data)
+    table = (tmp_path / "comparison.md").read_text(encoding="utf-8")
+    assert "nan" not in table
+    assert "undefined" not in table
+
+
+def test_a_changed_generator_is_left_out_by_a_true_line(trained, data, small, capsys):
+    other = trained / "other" / "gan"
+    shutil.copytree(trained / "gan", other)
+    facts = json.loads((other / "settings.json").read_text())
+    facts["layers"]["G.layers.1"]["negative_slope"] = "0.3"
+    (other / "settings.json").write_text(json.dumps(facts))
+    run_compare(trained / "gan", other, "--outputs", trained, "--data", data)
+    said = capsys.readouterr().out
+    (line,) = [line for line in said.splitlines() if "left out" in line]
+    assert str(other) in line
+    assert "gan.py" in line
+    assert "G.layers.1 negative_slope was 0.3, is now 0.2" in line
+    assert "--fresh" not in said
+    assert rows_of((trained / "comparison.md").read_text(encoding="utf-8"))[0][2] == "GAN"
+
+
+@pytest.mark.parametrize("name", ["generator.pt", "history.csv", "settings.json"])
+def test_a_damaged_or_unfinished_run_is_left_out(name, trained, data, small, capsys):
+    (trained / "gan" / name).write_text("half")
     with pytest.raises(SystemExit) as raised:
-        compare.main(["--outputs", str(tmp_path), "--data", str(cut)])
-    line = capsys.readouterr().err
-    assert raised.value.code == 1 and line.count("\n") == 1
-    assert str(tmp_path) in line and "run one of them first" in line
+        run_compare(trained / "gan", trained / "none", "--outputs", trained, "--data", data)
+    said = capsys.readouterr().out
+    assert f"{trained / 'gan'} is left out: it cannot be read" in said
+    assert f"{trained / 'none'} is left out: there is no generator.pt in it" in said
+    assert "no run to compare" in str(raised.value)
+    assert (trained / "gan" / name).read_text() == "half"
+
+
+# -------------------------------------------------------------------------------------- the figures
+
+
+def test_perturbation_figure_shows_the_outliers():
+    moves = torch.ones(1000)
+    moves[:20] = 8
+    figure = compare.perturbation_figure({"GAN": moves})
+    curve = figure.axes[0].lines[0]
+    changes = np.array(curve.get_xdata())
+    shares = np.array(curve.get_ydata())
+    np.testing.assert_allclose(shares[changes == 8].max(), 2)  # % of the moves
+
+
+def test_garments_figure_shows_the_shares():
+    figure = compare.garments_figure({"GAN": torch.arange(10), "DCGAN": torch.tensor([3, 3, 3, 5])})
+    widths = [bar.get_width() for bar in figure.axes[0].patches]
+    np.testing.assert_allclose(widths[:10], 10)
+    np.testing.assert_allclose(widths[10:], [0, 0, 0, 75, 0, 25, 0, 0, 0, 0])
+
+
+def test_losses_figure_has_the_same_axes_for_both():
+    columns = ["epoch", "D_loss_mean", "D_loss_std", "G_loss_mean", "G_loss_std"]
+    runs = []
+    for label, level in (("GAN", 0.7), ("DCGAN", 1.7)):
+        history = np.ones(3, dtype=[(column, float) for column in columns])
+        history["G_loss_mean"] = level
+        runs.append(compare.Published(None, label, label, None, history, {}))
+    left, right = compare.losses_figure(runs).axes
+    assert left.get_ylim() == right.get_ylim()
+    assert left.get_title() == "GAN"
+    np.testing.assert_allclose(right.lines[1].get_ydata(), 1.7)
+    band = right.collections[1].get_paths()[0].vertices[:, 1]
+    np.testing.assert_allclose([band.min(), band.max()], [0.7, 2.7])

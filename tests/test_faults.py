@@ -1,10 +1,12 @@
-"""A run is never lost: kills, full disks, damaged checkpoints, and mistakes.
+"""A run is never lost, and what goes wrong is one line: kills, full disks, damage, mistakes.
 
-The long form, by hand: `PYTHONPATH=. python tests/test_faults.py gan.py 20 200 0.6` kills a run of 200 epochs
-20 times, after up to 0.6 s of training each time; likewise `dcgan.py 20 60 1.0`.
+The long form, by hand: `python tests/test_faults.py gan.py 20 200 0.6` kills a run of 200 epochs 20
+times, after up to 0.6 s of training each time; likewise `dcgan.py 20 60 1.0`.
 """
 
 import contextlib
+import errno
+import importlib
 import os
 import random
 import shutil
@@ -15,315 +17,398 @@ import tempfile
 import time
 from pathlib import Path
 
+import conftest
+import matplotlib
 import pytest
 import torch
-from conftest import ROOT
-from test_scripts import FIGURES, QUICK, assert_same, failure, train
+from conftest import QUICK, ROOT, assert_same_run, read_checkpoint, read_history, refused, train
 from torch import nn
 
 import common
 import dcgan
 import gan
 
-OPTIONS = (*QUICK, "--sample-every", "100")
 posix = pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals and limits")
 
 
-def start(script, outputs, epochs, *options, preexec_fn=None):
-    """A real process of the script on the cut; its output comes unbuffered."""
-    command = [sys.executable, "-u", str(ROOT / "tests" / "run_on_cut.py"), script, *OPTIONS, *options]
-    command += ["--epochs", str(epochs), "--outputs", str(outputs)]
-    pipe, environment = subprocess.PIPE, {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        command, stdout=pipe, stderr=pipe, text=True, env=environment, preexec_fn=preexec_fn)
-
-
-def wait_for_training(process):
-    """Return when the process says that it is about to train, with how many epochs are done."""
-    line = process.stdout.readline()
-    assert "epochs done" in line, line + process.stderr.read()
-    return int(line.split(" of ")[0].split()[-1])
-
-
-def finish(process, status=0):
-    _, errors = process.communicate(timeout=600)
-    assert process.returncode == status, errors
-    return errors
-
-
-def kill_and_compare(script, kills, epochs, longest, folder, chance):
-    """Kill a run after random times up to `longest` seconds of training, every third time in the middle of
-    writing a checkpoint; let it end: it must be what a run never killed is. Returns the epochs found done
-    at each start."""
-    name = Path(script).stem
-    found = []
-    straight = start(script, folder / "straight", epochs)  # at the same time, on the other core
-    for kill in range(kills):
-        process = start(script, folder / "killed", epochs)
-        found.append(wait_for_training(process))
-        partial = folder / "killed" / name / ".partial-checkpoint.pt"
-        deadline = time.monotonic() + 20
-        if kill % 3 == 0:
-            while not partial.exists() and process.poll() is None and time.monotonic() < deadline:
-                pass
-        else:
-            time.sleep(chance.uniform(0, longest))
-        process.kill()
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL, "finished before it could be killed"
-    process = start(script, folder / "killed", epochs)
-    found.append(wait_for_training(process))
-    finish(process)
-    finish(straight)
-    assert_same_run(folder / "killed" / name, folder / "straight" / name)
-    return found
-
-
-def assert_same_run(one, other):
-    """The same tensors, history (but for the seconds) and figures, and nothing left over."""
-    assert_same(*(torch.load(run / "checkpoint.pt", weights_only=True) for run in (one, other)))
-    histories = [[line.rsplit(",", 1)[0] for line in (run / "history.csv").open()] for run in (one, other)]
-    assert histories[0] == histories[1]
-    assert sorted(path.name for path in one.iterdir()) == sorted(path.name for path in other.iterdir())
-    for figure in FIGURES:
-        assert (one / f"{figure}.png").read_bytes() == (other / f"{figure}.png").read_bytes(), figure
-
-
-@posix
-@pytest.mark.parametrize(("script", "kills", "epochs"), [("gan.py", 2, 15), ("dcgan.py", 1, 2)])
-def test_a_killed_run_goes_on_bit_for_bit(script, kills, epochs, tmp_path):
-    found = kill_and_compare(script, kills, epochs, 0.5, tmp_path, random.Random(1))
-    assert found[0] == 0 and found == sorted(found) and found[-1] < epochs
+def files_in(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
 def hear_ctrl_c():
-    """Also where the tests are a shell's background job, which does not."""
+    """In a process to be: tests may run in the background, where a shell turns Ctrl-C off."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
+@contextlib.contextmanager
+def started(script, folder, *options):
+    """A real process of the script that trains, with its results in folder/outputs."""
+    command = [sys.executable, "-u", ROOT / "tests" / "run_on_cut.py", folder / "data", script]
+    command += [*QUICK, "--outputs", folder / "outputs", *options]
+    process = subprocess.Popen(
+        [str(word) for word in command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
+        preexec_fn=hear_ctrl_c,
+    )
+    try:
+        line = process.stdout.readline()
+        assert "epochs done" in line, line + process.stderr.read()
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def wait_for(path, process):
+    deadline = time.monotonic() + 60
+    while not path.exists():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def kill_and_go_on(module, kills, epochs, longest, folder, data):
+    """Kill a run so many times, at random moments up to `longest` seconds after it has a
+    checkpoint, or in the middle of writing the next one; let it end. Returns its folder."""
+    name = module.__name__
+    checkpoint = folder / "outputs" / name / "checkpoint.pt"
+    for kill in range(kills):
+        with started(f"{name}.py", folder, "--epochs", epochs) as process:
+            wait_for(checkpoint, process)
+            if kill % 3 == 1:
+                wait_for(checkpoint.with_name("checkpoint.pt.part"), process)
+            else:
+                time.sleep(random.uniform(0, longest))
+        assert process.returncode == -signal.SIGKILL, "it ended before it could be killed"
+    return train(module, folder / "outputs", data, "--epochs", epochs)
+
+
 @posix
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_and_sigterm_end_with_one_line(number, tmp_path):
-    process = start("gan.py", tmp_path, 1000, preexec_fn=hear_ctrl_c)
-    wait_for_training(process)
-    while not (tmp_path / "gan" / "checkpoint.pt").exists():
-        time.sleep(0.01)
-    process.send_signal(number)
-    errors = finish(process, 130)
+def test_a_killed_gan_goes_on_bit_for_bit(data, tmp_path):
+    straight = train(gan, tmp_path / "straight", data, "--epochs", 6)
+    killed = kill_and_go_on(gan, 2, 6, 0.2, tmp_path, data)
+    assert_same_run(killed, straight)
+    assert files_in(killed).keys() == files_in(straight).keys()  # no half written file is left
+
+
+@posix
+def test_a_killed_dcgan_goes_on_bit_for_bit(trained_dcgan_once, data, tmp_path):
+    assert_same_run(kill_and_go_on(dcgan, 1, 2, 0.5, tmp_path, data), trained_dcgan_once)
+
+
+@posix
+def test_ctrl_c_and_a_second_run_at_the_same_time(data, tmp_path):
+    folder = tmp_path / "outputs" / "gan"
+    with started("gan.py", tmp_path, "--epochs", 1000) as process:
+        wait_for(folder / "samples_latest.png", process)  # which appears after every epoch
+        line = refused(gan, tmp_path / "outputs", data, "--epochs", 1)
+        assert f"{folder} is in use" in line
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
     assert "Traceback" not in errors
-    done = len(torch.load(tmp_path / "gan" / "checkpoint.pt", weights_only=True)["history"]["seconds"])
-    assert errors.splitlines()[-1] == (f"stopped after epoch {done}: the same command goes on; "
-                                       f"with --epochs {done} it draws the figures of what is there")
-    if number == signal.SIGINT:  # and so it does
-        finish(start("gan.py", tmp_path, done))
-        assert (tmp_path / "gan" / f"samples_epoch_{done:03d}.png").exists()
+    last_line = errors.splitlines()[-1]
+    assert last_line.startswith("stopped: ")
+    assert "the same command goes on" in last_line
+    assert "--redraw" in last_line
+
+    done = len(read_checkpoint(folder)["history"])
+    train(gan, tmp_path / "outputs", data, "--redraw")
+    assert len(read_checkpoint(folder)["history"]) == done
+    assert len(read_history(folder)) == done
+    assert (folder / f"samples_epoch_{done:03d}.png").exists()
+    assert (folder / "latent_perturbation.png").exists()
+
+
+@pytest.fixture
+def ctrl_c(monkeypatch):
+    """The user presses Ctrl-C during the GAN's first step."""
+
+    class Discriminator(gan.Discriminator):
+        def forward(self, x):
+            signal.raise_signal(signal.SIGINT)
+            return super().forward(x)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    with monkeypatch.context() as patch:
+        patch.setattr(gan, "Discriminator", Discriminator)
+        yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_in_the_first_epoch(ctrl_c, data, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        train(gan, tmp_path, data, "--epochs", 1)
+    assert stop.value.code == 130
+    assert capsys.readouterr().err.splitlines()[-1].startswith("stopped: ")
+    assert "nothing to redraw" in refused(gan, tmp_path, data, "--redraw")
+
+
+def test_fresh_keeps_the_old_run_until_the_new_one_has_a_checkpoint(ctrl_c, trained, data, capsys):
+    before = files_in(trained / "gan")
+    with pytest.raises(SystemExit) as stop:
+        train(gan, trained, data, "--epochs", 2, "--fresh")
+    assert stop.value.code == 130
+    assert files_in(trained / "gan") == before
+    assert capsys.readouterr().err.splitlines()[-1].startswith("stopped: ")
 
 
 @posix
-def test_a_second_run_on_the_folder_stops(cut, tmp_path, capsys):
-    with common.locked(tmp_path / "gan"):  # such a lock holds against everybody who opens the file anew
-        line = failure(1, capsys, *QUICK, "--data", cut, "--outputs", tmp_path)
-    assert "in use by another run" in line and str(tmp_path / "gan") in line
-    train(tmp_path, "--epochs", 1, data=cut)  # and once the first is gone, it may
+def test_a_full_disk_leaves_the_last_checkpoint(trained, data):
+    """No file may grow beyond 20 MB, as with `ulimit -f`; the checkpoint takes 30."""
+    import resource
+
+    before = files_in(trained / "gan")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000_000, hard))
+    try:
+        line = refused(gan, trained, data, "--epochs", 3)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "File too large" in line
+    assert "checkpoint.pt" in line
+    assert files_in(trained / "gan") == before  # and the half written file takes no room
 
 
-def test_leftovers_of_a_killed_process_are_swept(cut, tmp_path):
-    (tmp_path / "gan").mkdir()
-    leftover = tmp_path / "gan" / ".partial-checkpoint.pt"
-    leftover.write_bytes(b"half")
-    train(tmp_path, "--epochs", 1, data=cut)
-    assert not leftover.exists()
+def test_a_file_in_the_place_of_a_folder(data, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "gan").write_text("mine")
+    assert str(tmp_path / "file") in refused(gan, tmp_path / "file", data)
+    assert str(tmp_path / "gan") in refused(gan, tmp_path, data)
+    assert files_in(tmp_path) == {"file": b"mine", "gan": b"mine"}
 
 
-@posix
-def test_a_full_disk_leaves_the_last_checkpoint(cut, tmp_path):
-    """In the second run no file may grow beyond 20 MB, as with `ulimit -f`; the checkpoint takes 30."""
-    train(tmp_path, "--epochs", 1, data=cut)
+def test_figures_and_tables_that_cannot_be_written_do_not_end_the_run(data, tmp_path, capsys):
     folder = tmp_path / "gan"
-    files = {path: path.read_bytes() for path in folder.iterdir()}
-
-    def limit_file_size():
-        import resource  # not on Windows
-
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000_000, 20_000_000))
-
-    errors = finish(start("gan.py", tmp_path, 2, preexec_fn=limit_file_size), 1)
-
-    assert "checkpoint.pt could not be written: File too large" in errors.splitlines()[-1]
-    assert "Traceback" not in errors
-    assert {path: path.read_bytes() for path in folder.iterdir()} == files
+    blocked = ["history.csv", "losses.png", "samples_latest.png", "training.gif", "generator.pt"]
+    for name in blocked:
+        (folder / name).mkdir(parents=True)
+    train(gan, tmp_path, data, "--epochs", 2)
+    lines = capsys.readouterr().err.splitlines()
+    for name in blocked:
+        assert [line for line in lines if line.startswith("warning: ") and name in line], name
+    assert len(read_checkpoint(folder)["history"]) == 2
+    others = {"settings.json", "real_vs_generated.png", "nearest_neighbours.png"}
+    assert others < files_in(folder).keys()
 
 
-def test_stopped_in_the_first_epoch_of_a_fresh_run(cut, tmp_path, monkeypatch, capsys):
-    """Without --fresh the run before it would go on, so that is not what the message may say."""
-    train(tmp_path, "--epochs", 2, data=cut)
+def test_a_system_without_locks_and_a_drive_without_fsync(trained, data, monkeypatch):
+    def fail(_):
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
 
-    def interrupted(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(common, "train_epoch", interrupted)
-    with pytest.raises(SystemExit) as raised:
-        train(tmp_path, "--fresh", "--epochs", 2, data=cut)
-    line = capsys.readouterr().err.splitlines()[-1]
-    assert raised.value.code == 130
-    assert line == "stopped before the end of the first epoch: the same command starts again"
+    monkeypatch.setitem(sys.modules, "fcntl", None)  # as on Windows, its import fails
+    monkeypatch.setattr(os, "fsync", fail)
+    train(gan, trained, data, "--epochs", 3)
+    assert len(read_checkpoint(trained / "gan")["history"]) == 3
 
 
-def test_fresh_keeps_the_old_run_until_the_new_one_has_a_checkpoint(cut, tmp_path, monkeypatch):
-    train(tmp_path, "--epochs", 2, "--sample-every", 1, data=cut)
-    files = {path: path.read_bytes() for path in (tmp_path / "gan").iterdir()}
+class Code:
+    """What is unpickled by making a folder."""
 
-    def stopped(*_):
-        raise common.UserError("stopped")
+    def __init__(self, folder):
+        self.folder = folder
 
-    with monkeypatch.context() as patch, contextlib.suppress(SystemExit):
-        patch.setattr(common, "train_epoch", stopped)
-        train(tmp_path, "--fresh", "--epochs", 1, data=cut)
-    assert {path: path.read_bytes() for path in (tmp_path / "gan").iterdir()} == files
-
-    again = train(tmp_path, "--fresh", "--epochs", 1, data=cut)
-    assert len(again["history"]["seconds"]) == 1
-    assert not (tmp_path / "gan" / "samples_epoch_002.png").exists()
-
-
-def test_every_difference_of_settings_is_named(cut, tmp_path, capsys):
-    train(tmp_path, "--epochs", 1, data=cut)
-    line = failure(1, capsys, *QUICK, "--data", cut, "--outputs", tmp_path,
-                   "--seed", 3, "--learning-rate", 0.002, "--latent-dim", 100)  # fmt: skip
-    assert "learning_rate was 0.001, is now 0.002" in line and "seed was 0, is now 3" in line
-    assert "latent_dim" not in line
-
-
-def truncate(path):
-    path.write_bytes(path.read_bytes()[:100_000])
-
-
-def flip_a_bit(path):
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 16
-    path.write_bytes(content)
-
-
-def write_text(path):
-    path.write_text("not a checkpoint\nat all\n")
-
-
-def change(part, value):
-    def tamper(path):
-        checkpoint = torch.load(path, weights_only=True)
-        checkpoint[part] = value(checkpoint[part])
-        torch.save(checkpoint, path)
-
-    return tamper
-
-
-class Malicious:
     def __reduce__(self):
-        return os.mkdir, ("/tmp/this checkpoint ran code",)
+        return os.mkdir, (str(self.folder),)
 
 
-def put_code(path):
-    torch.save({"settings": Malicious()}, path)
+def damage(path, how):
+    checkpoint = read_checkpoint(path.parent)
+    if how == "cut short":
+        path.write_bytes(path.read_bytes()[:100_000])
+    elif how == "text":
+        path.write_text("not a checkpoint\nat all\n")
+    elif how == "code":
+        torch.save({**checkpoint, "layers": Code(path.parent / "it ran")}, path)
+    else:  # a part is missing
+        del checkpoint[how]
+        torch.save(checkpoint, path)
 
 
 @pytest.mark.parametrize(
-    "damage",
+    "how",
+    ["cut short", "text", "code", "G", "D_optimizer", "settings", "layers", "facts", "history"],
+)
+def test_a_damaged_checkpoint_is_said_to_be_damaged_and_left_alone(how, trained, data):
+    folder = trained / "gan"
+    damage(folder / "checkpoint.pt", how)
+    before = files_in(folder)
+    line = refused(gan, trained, data, "--epochs", 2)
+    assert f"{folder / 'checkpoint.pt'} is damaged" in line
+    assert "--fresh" not in line  # which would destroy what may be mended
+    assert "weights_only" not in line  # by which PyTorch says that it runs the code all the same
+    assert files_in(folder) == before
+    assert not (folder / "it ran").exists()
+
+
+def test_a_checkpoint_of_the_other_model(trained, data):
+    (trained / "dcgan").mkdir()
+    shutil.copy(trained / "gan" / "checkpoint.pt", trained / "dcgan")
+    assert "model was GAN, is now DCGAN" in refused(dcgan, trained, data, "--epochs", 3)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(trained, data, monkeypatch):
+    class Discriminator(gan.Discriminator):
+        def forward(self, x):
+            return super().forward(x) * float("nan")
+
+    before = files_in(trained / "gan")
+    monkeypatch.setattr(gan, "Discriminator", Discriminator)
+    line = refused(gan, trained, data, "--epochs", 4)
+    assert "not finite" in line
+    assert "--learning-rate" in line
+    assert files_in(trained / "gan") == before
+
+
+@pytest.mark.parametrize(
+    ("index", "layer", "named"),
     [
-        truncate,
-        flip_a_bit,
-        write_text,
-        put_code,
-        change("history", lambda history: {**history, "D_loss": history["D_loss"][:, :1]}),
-        change("history", lambda history: {**history, "G_loss": history["G_loss"][:0]}),
-        change("history", lambda history: {**history, "seconds": []}),
-        change("D", lambda state: {**state, "layers.1.weight": torch.zeros(3, 3)}),
-        change("G_optimizer", lambda state: {}),
-        change("settings", lambda settings: None),
+        (3, nn.Linear(512, 200), "D.layers.3 out_features was 256, is now 200"),
+        (4, nn.LeakyReLU(0.1), "D.layers.4 negative_slope was 0.2, is now 0.1"),
+        (4, nn.Dropout(0.1), "D.layers.4 type was LeakyReLU, is now Dropout"),
+        (5, nn.Sequential(nn.Linear(256, 1)), "D.layers.5.0 type was not there, is now Linear"),
     ],
 )
-def test_a_damaged_checkpoint_is_one_line_and_is_left_alone(damage, cut, tmp_path, capsys):
-    train(tmp_path, "--epochs", 1, data=cut)
-    path = tmp_path / "gan" / "checkpoint.pt"
-    damage(path)
-    kept = path.read_bytes()
-    line = failure(1, capsys, *QUICK, "--data", cut, "--outputs", tmp_path)
-    assert str(path) in line and "damaged or not ours" in line and "--fresh" in line
-    assert path.read_bytes() == kept and not Path("/tmp/this checkpoint ran code").exists()
-
-
-def test_a_checkpoint_of_the_other_model(cut, tmp_path, capsys):
-    train(tmp_path, "--epochs", 1, data=cut)
-    (tmp_path / "dcgan").mkdir()
-    shutil.copy(tmp_path / "gan" / "checkpoint.pt", tmp_path / "dcgan")
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as raised:
-        train(tmp_path, "--epochs", 1, model=dcgan, data=cut)
-    line = capsys.readouterr().err
-    assert raised.value.code == 1 and line.count("\n") == 1 and "model was GAN, is now DCGAN" in line
-
-
-def test_a_loss_that_is_not_finite_stops_the_run(cut, tmp_path, capsys, monkeypatch):
-    before = train(tmp_path, "--epochs", 1, data=cut)
-    step, calls = common.train_step, iter(range(100))
-
-    def broken_step(*arguments):
-        losses = step(*arguments)
-        return {**losses, "G_loss": losses["G_loss"] * (float("nan") if next(calls) == 1 else 1)}
-
-    monkeypatch.setattr(common, "train_step", broken_step)
-    with pytest.raises(SystemExit) as raised:
-        train(tmp_path, "--epochs", 5, data=cut)
-    line = capsys.readouterr().err.splitlines()[-1]
-    assert raised.value.code == 1 and "epoch 2" in line and "not finite" in line and "--learning-rate" in line
-    assert_same(before, torch.load(tmp_path / "gan" / "checkpoint.pt", weights_only=True))
-
-
-def test_a_loss_that_runs_away_is_said_once(cut, tmp_path, capsys, monkeypatch):
-    step = common.train_step
-
-    def run_away(*arguments):
-        return {**step(*arguments), "D_loss": torch.tensor(3e6)}
-
-    train(tmp_path, "--epochs", 1, data=cut)
-    monkeypatch.setattr(common, "train_step", run_away)
-    capsys.readouterr()
-    train(tmp_path, "--epochs", 4, data=cut)
-    assert capsys.readouterr().err.count("warning: a loss has run away") == 1
-
-
-def test_a_changed_layer_is_said_to_be_one(cut, tmp_path, capsys, monkeypatch):
-    train(tmp_path, "--epochs", 1, data=cut)
-
-    class Narrower(gan.Discriminator):
+def test_a_changed_layer_is_named(index, layer, named, trained, data, monkeypatch):
+    class Discriminator(gan.Discriminator):
         def __init__(self):
             super().__init__()
-            self.layers[3], self.layers[5] = nn.Linear(512, 200), nn.Linear(200, 1)
+            self.layers[index] = layer
 
-    monkeypatch.setattr(gan, "Discriminator", Narrower)
-    line = failure(1, capsys, *QUICK, "--data", cut, "--outputs", tmp_path)
-    assert "another network" in line and "damaged" not in line and "--fresh" in line and "--outputs" in line
-    assert "D.layers.3 was Linear(in_features=512, out_features=256" in line and "out_features=200" in line
-    assert "layers.1 " not in line
-
-
-def test_a_setting_that_an_older_checkpoint_does_not_know(cut, tmp_path, capsys):
-    train(tmp_path, "--epochs", 1, data=cut)
-    path = tmp_path / "gan" / "checkpoint.pt"
-    change("settings", lambda settings: {k: v for k, v in settings.items() if k != "r1_gamma"})(path)
-    line = failure(1, capsys, *QUICK, "--data", cut, "--outputs", tmp_path)
-    assert "r1_gamma was unknown, is now 1.0" in line and "damaged" not in line
+    before = files_in(trained / "gan")
+    monkeypatch.setattr(gan, "Discriminator", Discriminator)
+    line = refused(gan, trained, data, "--epochs", 3)
+    assert named in line
+    assert "D.layers.1" not in line
+    assert "damaged" not in line
+    assert "--fresh" in line
+    assert files_in(trained / "gan") == before
 
 
-def test_a_data_path_that_is_a_file(cut, tmp_path, capsys):
-    (tmp_path / "images.gz").write_text("")
-    line = failure(1, capsys, "--data", tmp_path / "images.gz", "--outputs", tmp_path)
-    assert f"--data {tmp_path / 'images.gz'} is a file" in line and "folder" in line
+def test_a_changed_rate_of_dropout_is_named(trained_dcgan_once, data, tmp_path, monkeypatch):
+    class Discriminator(dcgan.Discriminator):
+        def __init__(self):
+            super().__init__()
+            self.layers[2].p = 0.3
+
+    shutil.copytree(trained_dcgan_once, tmp_path / "dcgan")
+    monkeypatch.setattr(dcgan, "Discriminator", Discriminator)
+    line = refused(dcgan, tmp_path, data, "--epochs", 3)
+    assert "D.layers.2 p was 0.1, is now 0.3" in line
+
+
+def test_what_only_one_pytorch_knows_of_a_layer_is_no_change(trained, data, monkeypatch):
+    class Discriminator(gan.Discriminator):
+        def __init__(self):
+            super().__init__()
+            self.layers[2].known_to_the_present_one = 1
+
+    path = trained / "gan" / "checkpoint.pt"
+    checkpoint = read_checkpoint(path.parent)
+    checkpoint["layers"]["D.layers.4"]["known_to_the_earlier_one"] = "1"
+    torch.save(checkpoint, path)
+    monkeypatch.setattr(gan, "Discriminator", Discriminator)
+    train(gan, trained, data, "--epochs", 3)
+    assert len(read_checkpoint(path.parent)["history"]) == 3
+
+
+def test_a_mistake_in_a_layer_keeps_its_traceback(data, tmp_path, monkeypatch):
+    class Generator(gan.Generator):
+        def forward(self, z):
+            return self.layers(z[:, :7])
+
+    monkeypatch.setattr(gan, "Generator", Generator)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        train(gan, tmp_path, data, "--epochs", 1)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        None,  # a real one, of the CPU's memory
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 9.06 GB)"),
+        RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be"),
+    ],
+)
+def test_out_of_memory_is_one_line(error, data, tmp_path, monkeypatch):
+    class Discriminator(gan.Discriminator):
+        def forward(self, x):
+            if error is None:
+                return torch.empty(2**50)
+            raise error
+
+    monkeypatch.setattr(gan, "Discriminator", Discriminator)
+    line = refused(gan, tmp_path, data, "--epochs", 1)
+    assert "memory" in line
+    assert "--batch-size" in line
+
+
+def test_the_users_matplotlib_settings_do_not_matter(trained, trained_once, data):
+    mine = {"savefig.format": "pdf", "savefig.dpi": 300, "savefig.bbox": "tight", "font.size": 20}
+    mine |= {"text.usetex": True, "axes.grid": True, "lines.linewidth": 9, "image.cmap": "viridis"}
+    with matplotlib.rc_context(mine):
+        settings = dict(matplotlib.rcParams)
+        train(gan, trained, data, "--epochs", 2)
+        refused(gan, trained, data, "--epochs", 2, "--seed", 1)
+        assert dict(matplotlib.rcParams) == settings
+    assert_same_run(trained / "gan", trained_once)
+
+
+IN_A_NOTEBOOK = """
+import os, sys
+import torch, torchvision, matplotlib
+before = dict(os.environ)
+import gan, common
+figure = common.images_figure(torch.zeros(8, 28, 28, dtype=torch.uint8), "GAN")
+common.save_figure(figure, common.Path("figure.png"))
+assert dict(os.environ) == before
+assert "matplotlib.pyplot" not in sys.modules
+assert matplotlib.rcParams["backend"] == "module://nonsense"
+"""
+
+
+def test_an_import_leaves_the_notebooks_backend_alone_and_needs_none(tmp_path):
+    environment = {**os.environ, "MPLBACKEND": "module://nonsense", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", IN_A_NOTEBOOK]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "figure.png").exists()
+
+
+def test_the_precision_that_is_asked_for_and_that_auto_chooses():
+    cpu = torch.device("cpu")
+    cuda = torch.device("cuda")
+    assert common.choose_dtype("float32", cpu) is torch.float32
+    assert common.choose_dtype("bfloat16", cuda) is torch.bfloat16
+    assert common.choose_dtype("auto", cuda) is torch.float32
+    assert common.choose_dtype("auto", cpu) in (torch.float32, torch.bfloat16)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a card that can compute")
+@pytest.mark.skipif(torch.version.cuda is None, reason="this PyTorch knows of no cards")
+def test_a_card_that_is_there_and_cannot_compute(data, tmp_path, monkeypatch, capsys):
+    """What is asked of it fails: here because there is no driver."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert common.choose_device("auto").type in ("cpu", "mps")
+    assert capsys.readouterr().err.startswith("cuda cannot compute: ")
+    line = refused(gan, tmp_path, data, "--device", "cuda")
+    assert "--device cuda" in line
+    assert "--device cpu" in line
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as folder:
-        seed = random.randrange(1000)
-        print("seed", seed)
-        script, kills, epochs, longest = sys.argv[1], *map(int, sys.argv[2:4]), float(sys.argv[4])
-        found = kill_and_compare(script, kills, epochs, longest, Path(folder), random.Random(seed))
-        print("the same as a run never killed; epochs found done at each start:", found)
+    script, kills, epochs, longest = sys.argv[1:]
+    module = importlib.import_module(Path(script).stem)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        data = folder / "data"
+        conftest.accept_cut(data)
+        straight = train(module, folder / "straight", data, "--epochs", epochs)
+        killed = kill_and_go_on(module, int(kills), int(epochs), float(longest), folder, data)
+        assert_same_run(killed, straight)
+    print(f"killed {kills} times, the same as a run never killed")
