@@ -34,11 +34,12 @@ HISTORY_COLUMNS = [
     "sample_change",
 ]
 N = 10_000  # images on each side of a comparison
-PAIRS = 250  # of latent vectors, and the ways between them
+PAIRS = 500  # of latent vectors, and the ways between them
 STEPS = 32  # of each way
 MOVES = 5000  # of one dimension of a latent vector by 2
 COPIES = 1000  # images whose nearest training image is looked for
 REAL = "real images"
+AT_ONCE = 50  # images through a network: more take longer, for want of memory that is at hand
 K = 5  # nearest neighbours that make an image's neighbourhood, as in Naeem et al. (2020)
 COMPARED_SEED = 2017  # of the images
 WAYS_SEED = 2018
@@ -99,7 +100,7 @@ def train_classifier(images, labels, epochs):
 @torch.no_grad()
 def look_at(classifier, images):
     """Features (N, 128) and classes (N,) of uint8 images (N, 28, 28)."""
-    parts = [classifier.features(common.scale(part[:, None])) for part in images.split(500)]
+    parts = [classifier.features(common.scale(part[:, None])) for part in images.split(AT_ONCE)]
     features = torch.cat(parts)
     return features, classifier.logits(features).argmax(1)
 
@@ -198,8 +199,8 @@ def distance_to_training(images, training_images):
 
 
 def generate_in_parts(G, z):
-    """Images G(z) as uint8 (N, 28, 28); 500 at a time take less memory."""
-    return torch.cat([common.generate(G, part) for part in z.split(500)])
+    """Images G(z) as uint8 (N, 28, 28)."""
+    return torch.cat([common.generate(G, part) for part in z.split(AT_ONCE)])
 
 
 def interpolate(a, b, t):
@@ -238,7 +239,8 @@ def frechet_distance(evidence, real):
 
 
 def precision(evidence, real):
-    """Share of generated images that lie among real ones; higher is better."""
+    """Share of generated images that lie among real ones, which a blur raises; closer to real is
+    better."""
     return share_within(evidence.features, real.features, real.radius)  # Kynkäänniemi et al. 2019
 
 
