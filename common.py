@@ -603,7 +603,8 @@ def save_whole(path, content):
                 os.fsync(file.fileno())
     except OSError as error:
         part.unlink(missing_ok=True)  # half of it
-        raise OSError(error.errno, error.strerror, str(path)) from error
+        reason = f"{error.strerror}; what was there before is kept"
+        raise OSError(error.errno, reason, str(path)) from error
     try:
         os.replace(part, path)
     except PermissionError:  # on Windows something may hold a new file for a moment
