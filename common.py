@@ -907,8 +907,8 @@ def parse_arguments(name, argv):
         "--r1-gamma",
         type=between(float, 0),
         default=1.0,
-        help="weight of the R1 penalty beside a loss that is the mean of its two halves: 1 is 2 in "
-        "the paper's scale, 0 is none",
+        help="weight of the R1 penalty; 0: none. Our loss is the mean of its halves, so 1 is 2 in "
+        "the paper's scale",
     )
     add("--latent-dim", type=between(int, 1), default=100, help="length of the latent vector z")
     add("--seed", type=between(int, 0, 2**32), default=0, help="of all random numbers")
@@ -1084,8 +1084,8 @@ def main(name, Generator, Discriminator, argv=None):
     """Run a script's command line; `name` is the model's, for titles and the folder."""
     args = parse_arguments(name, argv)
     when_stopped = (
-        "the same command goes on from checkpoint.pt, after the last finished epoch; with --redraw "
-        "it draws the figures of the epochs there are"
+        "the same command goes on after the last finished epoch, if there is one; with --redraw it "
+        "draws the figures of the epochs there are"
     )
     if args.fresh:
         when_stopped = (

@@ -555,8 +555,8 @@ def load_run(folder):
     changes = common.differences(generator_layers(settings["layers"]), generator_layers(layers))
     if changes:
         raise common.UserError(
-            f"{folder} is left out: its generator is not the one of this {module.__name__}.py "
-            f"({changes[0]}); compare.py of the checkout that made it can read it"
+            f"{folder} is left out: its generator is not the one of {module.__name__}.py as it is "
+            f"now ({changes[0]}); with the {module.__name__}.py that made it, it can be compared"
         )
     G.load_state_dict(weights)
     model = settings["model"]
@@ -568,28 +568,30 @@ def generator_layers(layers):
 
 
 def load_runs(folders):
-    """The Published runs in these folders; one that cannot be compared costs a line.
+    """The Published runs in these folders, and a line for each that cannot be compared.
 
-    Raises UserError if none is left.
+    Raises UserError if none can.
     """
     runs = []
+    left_out = []
     for folder in folders:
         try:
             runs.append(load_run(folder))
         except common.UserError as error:
             print(error)
+            left_out.append(str(error))
     if not runs:
         raise common.UserError("no run to compare: gan.py and dcgan.py make them")
     models = [run.model for run in runs]
     for run in runs:
         if models.count(run.model) > 1:
             run.label = f"{run.model} {run.folder}"
-    return runs
+    return runs, left_out
 
 
 def compare(folders, judge, outputs, data):
     """Measure the runs by the classifier in the file `judge`; writes comparison.md and figures."""
-    runs = load_runs(folders)
+    runs, left_out = load_runs(folders)
     common.respect_cpu_quota()
     classifier, accuracy, fingerprint = load_classifier(judge)
     train_set, test_set = common.load_fashion_mnist(data)
@@ -609,6 +611,7 @@ def compare(folders, judge, outputs, data):
             "which the classifier was trained.",
             f"Classifier {fingerprint}, test accuracy {accuracy:.4f}.",
             *[f"{run.label}: after epoch {run.settings['epochs']}." for run in runs],
+            *[f"**{line}.**" for line in left_out],
             *[f"**Not the same conditions:** {line}." for line in unequal(runs)],
             "",
             comparison_table(evidence, real),
@@ -644,8 +647,8 @@ def main(argv=None):
         description=__doc__.splitlines()[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    default = [Path("outputs/gan"), Path("outputs/dcgan")]
-    parser.add_argument("folders", type=Path, nargs="*", default=default, help="of the runs")
+    default = ["outputs/gan", "outputs/dcgan"]
+    parser.add_argument("folders", nargs="*", default=default, help="of the runs")
     parser.add_argument("--outputs", type=Path, default="outputs", help="where to write")
     parser.add_argument("--data", type=Path, default="data", help="folder of the images")
     parser.add_argument("--judge", type=Path, default=CLASSIFIER, help="file of the classifier")
@@ -658,7 +661,8 @@ def main(argv=None):
         if args.train_judge:
             save_classifier(args.train_judge, args.data)
         else:
-            compare(args.folders, args.judge, args.outputs, args.data)
+            folders = [Path(folder) for folder in args.folders]
+            compare(folders, args.judge, args.outputs, args.data)
 
 
 if __name__ == "__main__":

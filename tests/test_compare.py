@@ -340,7 +340,8 @@ def test_a_changed_generator_is_left_out_by_a_true_line(trained, data, small, ca
     (other / "settings.json").write_text(json.dumps(facts))
     run_compare(trained / "gan", other, "--outputs", trained, "--data", data)
     said = capsys.readouterr().out
-    (line,) = [line for line in said.splitlines() if "left out" in line]
+    line, again = [line for line in said.splitlines() if "left out" in line]
+    assert again == f"**{line}.**"  # in comparison.md too
     assert str(other) in line
     assert "gan.py" in line
     assert "G.layers.1 negative_slope was 0.3, is now 0.2" in line
