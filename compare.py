@@ -246,8 +246,9 @@ def precision(evidence, real):
 
 def sharpness(evidence, real):
     """Variance of the Laplacian after a 3x3 median filter; closer to real is better."""
-    kernel = torch.tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]])[None, None]  # Pech-Pacheco 2000
-    edges = F.conv2d(median_filter(evidence.images)[:, None], kernel)
+    x = median_filter(evidence.images)  # Pech-Pacheco et al. 2000
+    neighbours = x[:, :-2, 1:-1] + x[:, 2:, 1:-1] + x[:, 1:-1, :-2] + x[:, 1:-1, 2:]
+    edges = neighbours - 4 * x[:, 1:-1, 1:-1]
     return edges.flatten(1).var(1, correction=0).mean()
 
 
