@@ -777,7 +777,8 @@ def draw_animation(run):
     """training.gif: 0.2 s a frame, the last one 2 s."""
     path = run.folder / "training.gif"
     first, *others = samples_animation(run.history, run.settings.model)
-    durations = [200] * len(others) + [2000]
+    durations = [200 for _ in others]  # milliseconds
+    durations.append(2000)
     with not_fatal(path):
         first.save(path, save_all=True, append_images=others, loop=0, duration=durations)
 
@@ -801,15 +802,20 @@ def draw_generated(run, G_ema, train_images, test_images, dims, offsets):
     save_figure(grid, run.folder / "latent_perturbation.png")
 
 
+def publish_latest(run, G_ema):
+    """What is written anew after every epoch."""
+    save_history(run)
+    save_settings(run)
+    save_generator(run, G_ema)
+    draw_latest(run)
+
+
 def publish_epoch(run, G_ema, sample_every):
     """What appears during training."""
     number = len(run.history)
     if number == 1:  # only now: until then the folder may hold an earlier run and its checkpoint
         remove_results(run.folder)
-    save_history(run)
-    save_settings(run)
-    save_generator(run, G_ema)
-    draw_latest(run)
+    publish_latest(run, G_ema)
     if number % sample_every == 0:
         draw_samples(run, number)
         draw_losses(run)
@@ -817,10 +823,7 @@ def publish_epoch(run, G_ema, sample_every):
 
 def publish_run(run, G_ema, train_images, test_images, sample_every, dims, offsets):
     """Every table and figure, and the generator."""
-    save_history(run)
-    save_settings(run)
-    save_generator(run, G_ema)
-    draw_latest(run)
+    publish_latest(run, G_ema)
     draw_losses(run)
     last = len(run.history)
     for number in range(1, last + 1):

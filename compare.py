@@ -378,10 +378,8 @@ def last_quarter(history, column):
 
 def comparison_table(evidence, real):
     """Markdown, a row a measure. evidence: {label: Evidence}, a column each."""
-    lines = [
-        f"| claim | measure | {' | '.join(evidence)} | what it is |",
-        "|---" * (len(evidence) + 3) + "|",
-    ]
+    heading = ["claim", "measure", *evidence, "what it is"]
+    lines = [f"| {' | '.join(heading)} |", f"|{'|'.join('---' for _ in heading)}|"]
     for claim, measures in MEASURES.items():
         for measure in measures:
             cells = [claim, measure.__name__.replace("_", " ")]
