@@ -717,9 +717,7 @@ def save_history(run):
             values = getattr(epoch, name)
             row[f"{name}_mean"] = f"{values.mean():.6g}"
             row[f"{name}_std"] = f"{values.std(correction=0):.6g}"
-        row["sample_change"] = (
-            ""  # of a pixel of the samples since the epoch before, in grey levels
-        )
+        row["sample_change"] = ""  # of a pixel since the epoch before, in grey levels
         if previous is not None:
             change = (epoch.samples.float() - previous.samples.float()).abs().mean()
             row["sample_change"] = f"{change:.6g}"

@@ -312,6 +312,7 @@ def test_two_models_side_by_side(trained, data, small, capsys):
             assert DCGAN == "undefined"  # which takes two epochs
     for name in ("losses", "samples", "interpolation", "perturbation", "garments"):
         assert (trained / f"comparison_{name}.png").stat().st_size > 5_000
+        assert f"- comparison_{name}.png: " in table  # its caption
 
 
 def test_two_variants_of_one_model_are_told_apart(trained, data, small):
@@ -322,6 +323,20 @@ def test_two_variants_of_one_model_are_told_apart(trained, data, small):
     other = f"GAN {trained / 'variant' / 'gan'}"
     assert rows_of(table)[0][2:4] == [one, other]
     assert f"learning_rate: {one} 0.001, {other} 0.002" in table
+
+
+def test_a_changed_discriminator_is_named_in_one_line(trained, data, small):
+    other = trained / "other" / "gan"
+    shutil.copytree(trained / "gan", other)
+    facts = json.loads((other / "settings.json").read_text())
+    facts["layers"]["D.layers.1"]["out_features"] = "1024"
+    facts["layers"]["D.layers.3"]["in_features"] = "1024"
+    (other / "settings.json").write_text(json.dumps(facts))
+    run_compare(trained / "gan", other, "--outputs", trained, "--data", data)
+    table = (trained / "comparison.md").read_text(encoding="utf-8")
+    (line,) = [line for line in table.splitlines() if "Not the same conditions" in line]
+    assert "D.layers.1 out_features was 512, is now 1024" in line
+    assert "D.layers.3 in_features was 512, is now 1024" in line
 
 
 def test_one_latent_dimension(data, tmp_path, small):
