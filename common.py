@@ -168,7 +168,7 @@ class Settings:
     r1_gamma: float
     latent_dim: int
     seed: int
-    precision: str
+    precision: str  # as asked for: "auto" may be another type on another machine
     limit: int
 
 
@@ -341,7 +341,7 @@ def check_finite(epoch, training):
     weights = [*training.G.parameters(), *training.D.parameters()]
     if not all(values.isfinite().all() for values in [epoch.D_loss, epoch.G_loss, *weights]):
         raise UserError(
-            "a loss is not finite; the epochs before this one are kept. Try a lower "
+            "a loss or a weight is not finite; the epochs before this one are kept. Try a lower "
             "--learning-rate or --precision float32, with another --outputs"
         )
 
@@ -440,8 +440,8 @@ def images_figure(images, title, left_labels=(), right_labels=(), column_labels=
     """uint8 images (N, 28, 28), 8 in a row, with labels beside the rows and above the columns."""
     rows = len(images) // 8
     letter_width = 0.16  # cm, like the next ones
-    left = 0.3 + letter_width * longest_line(left_labels)
-    right = 0.3 + letter_width * longest_line(right_labels)
+    left = 0.3 + letter_width * letters_of_longest(left_labels)
+    right = 0.3 + letter_width * letters_of_longest(right_labels)
     top = 1.1 if column_labels else 0.7
     bottom = 0.3 + 0.35 * len(caption.splitlines())
     image_size = min((WIDTH - left - right) / 8, (LARGEST_HEIGHT - top - bottom) / rows)
@@ -469,8 +469,8 @@ def images_figure(images, title, left_labels=(), right_labels=(), column_labels=
     return figure
 
 
-def longest_line(labels):
-    """The number of its letters."""
+def letters_of_longest(labels):
+    """The number of letters in the longest line."""
     return max((len(line) for label in labels for line in label.splitlines()), default=0)
 
 
@@ -561,7 +561,8 @@ def samples_image(images, title):
 def samples_animation(history, model):
     """The frames of training.gif: the samples of at most 25 epochs, the last one among them."""
     every = math.ceil(len(history) / 25)
-    shown = sorted(range(len(history), 0, -every))  # counted back from the last one
+    last = len(history)
+    shown = [n for n in range(1, last + 1) if (last - n) % every == 0]
     frames = [samples_image(history[n - 1].samples, f"{model}, epoch {n}") for n in shown]
     return [frame.quantize(16) for frame in frames]  # 16 grey levels: half the file
 
@@ -582,8 +583,8 @@ class Run:
 
 @contextlib.contextmanager
 def not_fatal(path):
-    """Around the writing of what can be made again: if a spreadsheet holds the file open, say, that
-    costs a line on the screen and not the run."""
+    """Around the writing of what can be made again: when a spreadsheet holds the file open, for
+    example, that costs a line on the screen and not the run."""
     try:
         yield
     except OSError as error:
@@ -593,7 +594,7 @@ def not_fatal(path):
 def save_whole(path, content):
     """torch.save, whole or not at all: a killed process or a full disk leaves what was there."""
     buffer = io.BytesIO()
-    torch.save(content, buffer)  # to the file it would hide that the disk is full
+    torch.save(content, buffer)  # straight to a file it hides that the disk is full
     part = path.with_name(path.name + ".part")
     try:
         with open(part, "wb") as file:
@@ -650,7 +651,7 @@ def describe_layers(G, D):
 def differences(before, now):
     """A line for each value that is another one in `now`, or whose layer is in one of them only."""
     found = []
-    for path in [*before, *(path for path in now if path not in before)]:
+    for path in {**before, **now}:
         old = before.get(path, {"type": "not there"})
         new = now.get(path, {"type": "not there"})
         # A name that only one of them knows is one that another PyTorch gives its layers.
@@ -671,12 +672,17 @@ def save_checkpoint(run, training):
 
 
 def read_checkpoint(path):
-    """The dictionary that save_checkpoint wrote. Raises UserError if it cannot be read."""
+    """What save_checkpoint wrote, with its Settings and the list of its Epochs.
+
+    Raises UserError if it cannot be read.
+    """
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        if not {*Training.__annotations__, "layers", "facts", "history"} <= checkpoint.keys():
-            raise KeyError("a part is missing")
-        Settings(**checkpoint["settings"])
+        for part in ("G", "D", "G_ema", "G_optimizer", "D_optimizer", "layers", "facts"):
+            if part not in checkpoint:
+                raise KeyError(part)
+        checkpoint["settings"] = Settings(**checkpoint["settings"])
+        checkpoint["history"] = [Epoch(**epoch) for epoch in checkpoint["history"]]
         return checkpoint
     except (OSError, MemoryError):
         raise
@@ -692,7 +698,8 @@ def continue_run(run, training, checkpoint):
 
     Raises UserError when it is of other settings or of another network.
     """
-    changes = differences({"setting": checkpoint["settings"]}, {"setting": vars(run.settings)})
+    before = {"setting": vars(checkpoint["settings"])}
+    changes = differences(before, {"setting": vars(run.settings)})
     changes += differences(checkpoint["layers"], run.layers)
     if changes:
         more = f"; {len(changes) - 4} more" if len(changes) > 4 else ""
@@ -704,7 +711,7 @@ def continue_run(run, training, checkpoint):
     for name, part in vars(training).items():
         part.load_state_dict(checkpoint[name])
     run.facts = checkpoint["facts"]
-    run.history = [Epoch(**epoch) for epoch in checkpoint["history"]]
+    run.history = checkpoint["history"]
 
 
 def save_history(run):
@@ -732,7 +739,7 @@ def save_history(run):
 
 
 def save_settings(run):
-    """settings.json: everything needed to repeat the run."""
+    """settings.json: what is needed to repeat the run, and the machine that trained last."""
     path = run.folder / "settings.json"
     finished = {"model": run.settings.model, "epochs": len(run.history)}
     with not_fatal(path):
@@ -835,9 +842,12 @@ def remove_results(folder):
     """Remove what an earlier run left: figures and numbered images."""
     names = ["losses.png", "real_vs_generated.png", "nearest_neighbours.png"]
     names += ["latent_perturbation.png", "training.gif"]
-    for path in [folder / name for name in names] + list(folder.glob("samples_epoch_[0-9]*.png")):
-        with not_fatal(path):
-            path.unlink(missing_ok=True)
+    for path in folder.glob("samples_epoch_*.png"):
+        if path.stem.removeprefix("samples_epoch_").isdigit():
+            names.append(path.name)
+    for name in names:
+        with not_fatal(folder / name):
+            (folder / name).unlink(missing_ok=True)
     remove_numbered(folder / "images")
 
 
@@ -930,7 +940,8 @@ def parse_arguments(name, argv):
         help="how far to move them, in standard deviations of z",
     )
     args = parser.parse_args(argv)
-    if len(args.perturb_dims or range(5)) * len(args.perturb_offsets) > 40:
+    dims = 5 if args.perturb_dims is None else len(args.perturb_dims)
+    if dims * len(args.perturb_offsets) > 40:
         parser.error("--perturb-dims times --perturb-offsets: a page has room for 40 rows")
     return args
 
@@ -1026,11 +1037,9 @@ def run_model(name, Generator, Discriminator, args):
     train_set, test_set = load_fashion_mnist(args.data)
     with locked(folder):
         checkpoint = None
-        settings = choose_settings(name, args)
         if path.exists() and not args.fresh:
             checkpoint = read_checkpoint(path)
-        if args.redraw:
-            settings = Settings(**checkpoint["settings"])
+        settings = checkpoint["settings"] if args.redraw else choose_settings(name, args)
         dtype = choose_dtype(settings.precision, device)
         train_images = train_set.data[: settings.limit]
         if settings.batch_size > len(train_images):
@@ -1046,9 +1055,9 @@ def run_model(name, Generator, Discriminator, args):
         if checkpoint is not None:
             continue_run(run, training, checkpoint)
         done = len(run.history)
-        print(f"{name} on {device} in {dtype}: {done} epochs done", flush=True)
+        print(f"{name} on {device} in {facts['precision']}: {done} epochs done", flush=True)
         if done < args.epochs and not args.redraw:
-            run.facts = facts  # a redraw keeps those of the training
+            run.facts = facts  # a run that trains no more keeps those of its training
             images = train_images[:, None].to(device)
             train(run, training, images, args.epochs, dtype, args.sample_every)
 
@@ -1076,7 +1085,7 @@ def errors_for_people(when_stopped, when_out_of_memory):
     except MemoryError:
         sys.exit(f"error: out of memory: {when_out_of_memory}")
     except RuntimeError as error:
-        if "out of memory" in str(error) or "allocate memory" in str(error):
+        if "out of memory" in str(error) or "tried to allocate" in str(error):
             sys.exit(f"error: out of memory: {when_out_of_memory}")
         raise
 
@@ -1093,7 +1102,7 @@ def main(name, Generator, Discriminator, argv=None):
             "without --fresh the same command goes on from checkpoint.pt, which is still the one "
             "of the run before if no epoch was finished; with --redraw it draws the figures"
         )
-    when_out_of_memory = "a smaller --batch-size or --device cpu may help"
+    when_out_of_memory = "--device cpu or, with another --outputs, a smaller --batch-size may help"
     with (
         errors_for_people(when_stopped, when_out_of_memory),
         matplotlib.style.context(STYLE),

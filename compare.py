@@ -39,7 +39,7 @@ STEPS = 32  # of each way
 MOVES = 5000  # of one dimension of a latent vector by 2
 COPIES = 1000  # images whose nearest training image is looked for
 REAL = "real images"
-AT_ONCE = 50  # images through a network: more take longer, for want of memory that is at hand
+AT_ONCE = 50  # images that pass through a network together: more are slower
 K = 5  # nearest neighbours that make an image's neighbourhood, as in Naeem et al. (2020)
 COMPARED_SEED = 2017  # of the images
 WAYS_SEED = 2018
@@ -136,7 +136,8 @@ class Published:
     model: str
     G: nn.Module
     history: np.ndarray  # the columns of history.csv, by name
-    settings: dict
+    conditions: dict  # what should be the same in runs that are compared, by name
+    layers: dict  # of both networks, as common.describe_layers has them
 
 
 @dataclass
@@ -154,14 +155,15 @@ class Evidence:
     to_training: torch.Tensor = None  # (COPIES,), distance to the nearest training image
 
 
-def gather(run, classifier):
+def gather(run, classifier, training_images):
     """The Evidence of a Published run."""
-    latent_dim = run.settings["options"]["latent_dim"]
+    latent_dim = run.conditions["latent_dim"]
     z = torch.randn(N, latent_dim, generator=torch.Generator().manual_seed(COMPARED_SEED))
     evidence = gather_images(generate_in_parts(run.G, z), classifier)
     evidence.history = run.history
     evidence.ways = gather_ways(run.G, latent_dim, classifier)
     evidence.moves, evidence.kept = gather_moves(run.G, latent_dim, classifier)
+    evidence.to_training = distance_to_training(evidence.images, training_images)
     return evidence
 
 
@@ -304,31 +306,31 @@ def outliers(evidence, real):
 
 def kept_garment(evidence, real):
     """Share of images that stay the same garment when one dimension of z moves by 2, in %; higher
-    is smoother."""
+    is smoother, and highest if all images are one garment."""
     return 100 * evidence.kept.float().mean()
 
 
 def change_of_the_samples(evidence, real):
     """Mean change of a pixel from epoch to epoch, in the last quarter of the run, in grey levels of
-    0 to 255; lower is steadier."""
+    0 to 255; lower is steadier. It falls as a run gets longer: compare equal ones."""
     return last_quarter(evidence.history, "sample_change")
 
 
-def generator_loss(evidence, real):
-    """Standard deviation of the loss within an epoch, in the last quarter of the run; lower is
-    steadier, while neither network wins."""
+def deviation_of_the_generator_loss(evidence, real):
+    """Standard deviation of the loss within an epoch, mean of the last quarter of the run; lower is
+    steadier, but lowest where D cannot decide. Earlier breakdowns: comparison_losses.png."""
     return last_quarter(evidence.history, "G_loss_std")
 
 
-def discriminator_loss(evidence, real):
-    """Standard deviation of the loss within an epoch, in the last quarter of the run; lower is
-    steadier, while neither network wins."""
+def deviation_of_the_discriminator_loss(evidence, real):
+    """Standard deviation of the loss within an epoch, mean of the last quarter of the run; lower is
+    steadier, but lowest where D cannot decide. Earlier breakdowns: comparison_losses.png."""
     return last_quarter(evidence.history, "D_loss_std")
 
 
 def nearest_training_image(evidence, real):
-    """Median distance to it in grey levels of 0 to 255; far below that of real (test) images is
-    copying."""
+    """Median distance to it in grey levels of 0 to 255; near 0 is copying. A blur lowers it a
+    little, and a copy moved by a pixel is not found."""
     return evidence.to_training.median()
 
 
@@ -337,7 +339,11 @@ MEASURES = {  # by the claim of a report that they are for
     "sharper": [sharpness, grain],
     "more varied": [recall, coverage, rarest_garment, most_frequent_garment],
     "smoother": [detour, jumps, outliers, kept_garment],
-    "more stable": [change_of_the_samples, generator_loss, discriminator_loss],
+    "more stable": [
+        change_of_the_samples,
+        deviation_of_the_generator_loss,
+        deviation_of_the_discriminator_loss,
+    ],
     "no copies": [nearest_training_image],
 }
 NOT_FOR_REAL_IMAGES = ["smoother", "more stable"]  # they have no latent space and no training
@@ -370,7 +376,8 @@ def step_lengths(ways):
 
 def last_quarter(history, column):
     """The mean of a column of history.csv over the last quarter of the epochs."""
-    return history[column][-math.ceil(len(history) / 4) :].mean()
+    quarter = math.ceil(len(history) / 4)
+    return history[column][-quarter:].mean()
 
 
 # --------------------------------------------------------------------------------------- the table
@@ -398,25 +405,28 @@ def as_text(value):
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
+def conditions_of(settings):
+    """What should be the same in runs that are compared, by name; settings: of settings.json."""
+    conditions = {"epochs": settings["epochs"]}
+    for field in fields(common.Settings):
+        if field.name not in ("model", "precision"):
+            conditions[field.name] = settings["options"][field.name]
+    conditions["precision"] = settings["precision"]  # what "auto" became
+    return conditions
+
+
 def unequal(runs):
-    """What the runs do not have in common, a line each: epochs, settings, discriminators."""
-    facts = {run.label: {"epochs": run.settings["epochs"]} for run in runs}
-    for run in runs:
-        for field in fields(common.Settings):
-            if field.name != "model":
-                facts[run.label][field.name] = run.settings["options"][field.name]
-        facts[run.label]["precision"] = run.settings["precision"]
+    """What the runs do not have in common, a line each: epochs, settings, networks."""
     found = []
-    for name in facts[runs[0].label]:
-        values = [facts[run.label][name] for run in runs]
+    for name in runs[0].conditions:
+        values = [run.conditions[name] for run in runs]
         if any(value != values[0] for value in values):
-            found.append(
-                f"{name}: {', '.join(f'{run.label} {facts[run.label][name]}' for run in runs)}"
-            )
+            each = [f"{run.label} {run.conditions[name]}" for run in runs]
+            found.append(f"{name}: {', '.join(each)}")
     for i, run in enumerate(runs):
         for other in runs[i + 1 :]:
             if other.model == run.model:
-                changes = common.differences(run.settings["layers"], other.settings["layers"])
+                changes = common.differences(run.layers, other.layers)
                 if changes:
                     found.append(f"from {run.label} to {other.label}: {'; '.join(changes)}")
     return found
@@ -489,7 +499,7 @@ def interpolation_figure(runs):
     labels = []
     for run in runs:
         random = torch.Generator().manual_seed(WAYS_SEED)
-        z_a, z_b = torch.randn(2, 3, 1, run.settings["options"]["latent_dim"], generator=random)
+        z_a, z_b = torch.randn(2, 3, 1, run.conditions["latent_dim"], generator=random)
         z = interpolate(z_a, z_b, torch.linspace(0, 1, 8)[:, None])
         images.append(generate_in_parts(run.G, z.flatten(0, 1)))
         labels += [in_lines(run.label), "", ""]
@@ -555,26 +565,36 @@ def load_run(folder):
         raise common.UserError(f"{folder} is left out: there is no generator.pt in it")
     try:
         settings = json.loads((folder / "settings.json").read_text())
+        model = settings["model"]
+        module = SCRIPTS[model]
+        conditions = conditions_of(settings)
+        layers = settings["layers"]
         history = np.genfromtxt(
             folder / "history.csv", delimiter=",", names=True, usecols=HISTORY_COLUMNS
         )
         weights = torch.load(folder / "generator.pt", weights_only=True)
-        module = SCRIPTS[settings["model"]]
-        G = module.Generator(settings["options"]["latent_dim"])
     except Exception as error:  # a damaged file fails in many ways
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise common.UserError(f"{folder} is left out: it cannot be read ({reason})") from error
 
-    layers = common.describe_layers(G, module.Discriminator())
-    changes = common.differences(generator_layers(settings["layers"]), generator_layers(layers))
+    G = module.Generator(conditions["latent_dim"])
+    layers_now = common.describe_layers(G, module.Discriminator())
+    changes = common.differences(generator_layers(layers), generator_layers(layers_now))
     if changes:
         raise common.UserError(
             f"{folder} is left out: its generator is not the one of {module.__name__}.py as it is "
             f"now ({changes[0]}); with the {module.__name__}.py that made it, it can be compared"
         )
     G.load_state_dict(weights)
-    model = settings["model"]
-    return Published(folder, model, model, G.eval(), np.atleast_1d(history), settings)
+    return Published(
+        folder=folder,
+        label=model,
+        model=model,
+        G=G.eval(),
+        history=np.atleast_1d(history),  # one epoch makes no array
+        conditions=conditions,
+        layers=layers,
+    )
 
 
 def generator_layers(layers):
@@ -606,25 +626,23 @@ def load_runs(folders):
 def compare(folders, judge, outputs, data):
     """Measure the runs by the classifier in the file `judge`; writes comparison.md and figures."""
     runs, left_out = load_runs(folders)
+    outputs.mkdir(parents=True, exist_ok=True)
     common.respect_cpu_quota()
     classifier, accuracy, fingerprint = load_classifier(judge)
     train_set, test_set = common.load_fashion_mnist(data)
     real = gather_images(test_set.data[:N], classifier)
     evidence = {}
     for run in tqdm(runs, "measuring"):
-        evidence[run.label] = gather(run, classifier)
-        images = evidence[run.label].images
-        evidence[run.label].to_training = distance_to_training(images, train_set.data)
+        evidence[run.label] = gather(run, classifier, train_set.data)
     evidence[REAL] = gather_images(train_set.data[:N], classifier)
     evidence[REAL].to_training = distance_to_training(test_set.data, train_set.data)
 
-    outputs.mkdir(parents=True, exist_ok=True)
     report = "\n".join(
         [
             f"{N:,} images each, compared with the test images. Real images: training images, on "
             "which the classifier was trained.",
             f"Classifier {fingerprint}, test accuracy {accuracy:.4f}.",
-            *[f"{run.label}: after epoch {run.settings['epochs']}." for run in runs],
+            *[f"{run.label}: after epoch {run.conditions['epochs']}." for run in runs],
             *[f"**{line}.**" for line in left_out],
             *[f"**Not the same conditions:** {line}." for line in unequal(runs)],
             "",

@@ -88,8 +88,11 @@ def is_upsample_and_conv(layers):
     if [type(layer) for layer in layers] != [nn.Upsample, nn.Conv2d]:
         return False
     # A hook, such as spectral_norm's, is only called by torch.
-    if any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers):
-        return False
+    for layer in layers:
+        if layer._forward_hooks or layer._forward_pre_hooks:
+            return False
+        if layer._backward_hooks or layer._backward_pre_hooks:
+            return False
     upsample, conv = layers
     return (
         upsample.scale_factor == 2

@@ -263,6 +263,22 @@ def test_a_loss_that_is_not_finite_ends_the_run(trained, data, monkeypatch):
     assert files_in(trained / "gan") == before
 
 
+def test_a_weight_that_is_not_finite_after_the_last_step_ends_the_run(trained, data, monkeypatch):
+    class Adam(torch.optim.Adam):
+        def step(self):
+            super().step()
+            bias = self.param_groups[0]["params"][-1]
+            if len(bias) == 28 * 28:  # G's, which takes the last step
+                bias.data.fill_(float("inf"))
+
+    before = files_in(trained / "gan")
+    monkeypatch.setattr(torch.optim, "Adam", Adam)
+    # One step: its losses were computed before.
+    line = refused(gan, trained, data, "--epochs", 1, "--fresh", "--limit", 32)
+    assert "not finite" in line
+    assert files_in(trained / "gan") == before
+
+
 @pytest.mark.parametrize(
     ("index", "layer", "named"),
     [
@@ -380,13 +396,16 @@ def test_an_import_leaves_the_notebooks_backend_alone_and_needs_none(tmp_path):
     assert (tmp_path / "figure.png").exists()
 
 
-def test_the_precision_that_is_asked_for_and_that_auto_chooses():
+def test_the_precision_that_is_asked_for_and_that_auto_chooses(monkeypatch):
     cpu = torch.device("cpu")
     cuda = torch.device("cuda")
     assert common.choose_dtype("float32", cpu) is torch.float32
     assert common.choose_dtype("bfloat16", cuda) is torch.bfloat16
     assert common.choose_dtype("auto", cuda) is torch.float32
-    assert common.choose_dtype("auto", cpu) in (torch.float32, torch.bfloat16)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    assert common.choose_dtype("auto", cpu) is torch.bfloat16
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False})
+    assert common.choose_dtype("auto", cpu) is torch.float32
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a card that can compute")

@@ -2,11 +2,9 @@
 
 import pytest
 import torch
-from conftest import read_checkpoint
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-import common
 import dcgan
 import gan
 
@@ -120,18 +118,8 @@ def test_only_the_cpu_saves_arithmetic(device, share):
     assert ours.get_total_flops() == share * torchs.get_total_flops() > 0
 
 
-def test_the_published_generator_runs_in_torchs_own_layers(trained_dcgan_once):
-    """Of dcgan.py only the list of layers is used; the images are those that were published."""
+def test_the_generator_is_a_list_of_torchs_own_layers():
     layers = dcgan.Generator().layers
     assert type(layers) is nn.Sequential
     for layer in layers:
         assert type(layer).__module__.startswith("torch.nn.")
-
-    weights = torch.load(trained_dcgan_once / "generator.pt", weights_only=True)
-    layers.load_state_dict({name.removeprefix("layers."): w for name, w in weights.items()})
-    layers.eval()
-    with torch.no_grad():
-        images = layers(common.latent_vectors(100)[:64])
-    published = read_checkpoint(trained_dcgan_once)["history"][-1]["samples"]
-    difference = (images[:, 0] + 1) * 127.5 - published
-    assert difference.abs().max() < 0.51  # half a grey level is rounding

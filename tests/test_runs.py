@@ -146,7 +146,7 @@ def test_a_finished_run_is_drawn_again_without_training(trained, data):
 def test_fresh_starts_over_and_removes_the_figures_of_the_run_before(trained, data):
     folder = trained / "gan"
     old = folder / "samples_epoch_002.png"
-    mine = [folder / "notes.txt", folder / "my plot.png"]
+    mine = [folder / name for name in ("notes.txt", "samples_epoch_050 for my report.png")]
     for path in mine:
         path.write_text("mine")
     assert old.exists()
