@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, train
+from conftest import ROOT, read_history, train
 from torch import nn
 from torchvision.transforms.functional import gaussian_blur
 
@@ -181,6 +181,19 @@ def test_the_committed_table_is_of_the_committed_classifier():
     _, _, fingerprint = compare.load_classifier(compare.CLASSIFIER)
     table = (ROOT / "outputs" / "reference" / "comparison.md").read_text(encoding="utf-8")
     assert f"Classifier {fingerprint}" in table
+
+
+def test_the_committed_runs_can_be_compared_at_once():
+    folders = [ROOT / "outputs" / "reference" / name for name in ("gan", "dcgan")]
+    runs, left_out = compare.load_runs(folders)
+    assert left_out == []
+    table = (ROOT / "outputs" / "reference" / "comparison.md").read_text(encoding="utf-8")
+    (row,) = [row for row in rows_of(table) if row[1] == "change of the samples"]
+    for run, folder, cell in zip(runs, folders, row[2:4], strict=True):
+        changes = [float(epoch["sample_change"]) for epoch in read_history(folder)[150:]]
+        assert f"{run.label}: after epoch 200." in table
+        assert len(changes) == 50
+        assert float(cell) == pytest.approx(sum(changes) / 50, rel=5e-3)  # three digits
 
 
 # -------------------------------------------------------------------------------------- smoother
