@@ -424,6 +424,8 @@ STYLE = [
         "image.interpolation": "nearest",
     },
 ]
+# Dots far apart and in front: where D's line lies on ln 2, both can be seen.
+LN_2 = {"color": "black", "linewidth": 1, "linestyle": (0, (1, 4)), "zorder": 3}
 
 
 def new_figure(height, layout=None):
@@ -483,14 +485,7 @@ def losses_figure(history, model):
     G_losses = torch.stack([epoch.G_loss for epoch in history])
     draw_loss(axes, D_losses, "Discriminator", "tab:blue", "-")
     draw_loss(axes, G_losses, "Generator", "tab:orange", "--")  # dashed, for black and white
-    axes.axhline(
-        math.log(2),
-        color="black",
-        linewidth=1,
-        linestyle=":",
-        zorder=3,
-        label="ln 2: D is undecided",
-    )
+    axes.axhline(math.log(2), **LN_2, label="ln 2: D is undecided")
     axes.set_xlim(0, len(history) + 1)
     axes.set_xlabel("Epoch (line: mean of its iterations; band: 5% to 95% of them)")
     axes.set_ylabel("Loss (binary cross-entropy)")

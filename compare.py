@@ -443,8 +443,8 @@ CAPTIONS = {  # for a report
     "interpolation": "Images on the way from one latent vector (left) to another (right), in equal "
     "steps; three ways for each model.",
     "perturbation": f"One of the dimensions of z moved by 2, {MOVES:,} times: the share of moves "
-    "that change an image more than so many times the median. A long tail: a few moves change it "
-    "abruptly.",
+    "that change the classifier's features of the image more than so many times the median. A long "
+    "tail: a few moves change the image abruptly.",
     "garments": f"Share of each garment in {N:,} images, by the classifier. Line: 10%.",
 }
 
@@ -462,7 +462,7 @@ def losses_figure(runs):
     for axes, run in zip(panels, runs, strict=True):
         draw_band(axes, run.history, "D_loss", "Discriminator", "tab:blue", "-")
         draw_band(axes, run.history, "G_loss", "Generator", "tab:orange", "--")
-        axes.axhline(math.log(2), color="black", linewidth=1, linestyle=":", label="ln 2")
+        axes.axhline(math.log(2), **common.LN_2, label="ln 2")
         axes.set_title(in_lines(run.label))
         axes.set_xlabel("Epoch")
     # The lines decide what is seen: the band of a loss that ran away would dwarf all others.
