@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import matplotlib.style
@@ -499,9 +499,14 @@ def draw_loss(axes, losses, label, colour, line):
     epochs = range(1, len(losses) + 1)
     low = losses.quantile(0.05, dim=1)
     high = losses.quantile(0.95, dim=1)
-    marker = "o" if len(losses) == 1 else ""  # one point makes no line
+    draw_band(axes, epochs, losses.mean(1), low, high, label, colour, line)
+
+
+def draw_band(axes, epochs, mean, low, high, label, colour, line):
+    """A line of means in a band from low to high, each of the length of epochs."""
+    marker = "o" if len(mean) == 1 else ""  # one point makes no line
     axes.fill_between(epochs, low, high, color=colour, alpha=0.25, linewidth=0)
-    axes.plot(epochs, losses.mean(1), line, color=colour, linewidth=1.6, marker=marker, label=label)
+    axes.plot(epochs, mean, line, color=colour, linewidth=1.6, marker=marker, label=label)
 
 
 def nearest_neighbours_figure(fake, real, train, title):
@@ -673,7 +678,8 @@ def read_checkpoint(path):
     """
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        for part in ("G", "D", "G_ema", "G_optimizer", "D_optimizer", "layers", "facts"):
+        trained = [field.name for field in fields(Training)]
+        for part in [*trained, "layers", "facts"]:
             if part not in checkpoint:
                 raise KeyError(part)
         checkpoint["settings"] = Settings(**checkpoint["settings"])

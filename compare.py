@@ -460,8 +460,8 @@ def losses_figure(runs):
     figure.suptitle("Losses: mean of each epoch, and its standard deviation as a band")
     panels = figure.subplots(1, len(runs), sharex=True, sharey=True, squeeze=False)[0]
     for axes, run in zip(panels, runs, strict=True):
-        draw_band(axes, run.history, "D_loss", "Discriminator", "tab:blue", "-")
-        draw_band(axes, run.history, "G_loss", "Generator", "tab:orange", "--")
+        draw_loss(axes, run.history, "D_loss", "Discriminator", "tab:blue", "-")
+        draw_loss(axes, run.history, "G_loss", "Generator", "tab:orange", "--")
         axes.axhline(math.log(2), **common.LN_2, label="ln 2")
         axes.set_title(in_lines(run.label))
         axes.set_xlabel("Epoch")
@@ -475,14 +475,12 @@ def losses_figure(runs):
     return figure
 
 
-def draw_band(axes, history, column, label, colour, line):
+def draw_loss(axes, history, column, label, colour, line):
     mean = history[f"{column}_mean"]
     deviation = history[f"{column}_std"]
-    marker = "o" if len(mean) == 1 else ""  # one point makes no line
-    axes.plot(history["epoch"], mean, line, color=colour, marker=marker, label=label)
-    axes.fill_between(
-        history["epoch"], mean - deviation, mean + deviation, color=colour, alpha=0.25, linewidth=0
-    )
+    low = mean - deviation
+    high = mean + deviation
+    common.draw_band(axes, history["epoch"], mean, low, high, label, colour, line)
 
 
 def samples_figure(images):
