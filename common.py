@@ -100,11 +100,11 @@ def unpack(source, raw):
     contents = [gzip.decompress((source / name).read_bytes()) for name in FILES]
     raw.mkdir(parents=True, exist_ok=True)
     for name, content in zip(FILES, contents, strict=True):
-        (raw / name).with_suffix("").write_bytes(content)
+        write_whole((raw / name).with_suffix(""), content)
 
 
 def download(mirror, raw):
-    """Let torchvision fetch and unpack the files from one address.
+    """Let torchvision fetch the files from one address.
 
     It would try several by itself, but not go on from one that takes the call and says nothing.
     """
@@ -113,7 +113,9 @@ def download(mirror, raw):
     timeout_before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT)
     try:
-        FashionMNIST(raw.parent.parent, download=True)
+        with tempfile.TemporaryDirectory() as folder:
+            FashionMNIST(folder, download=True)
+            unpack(Path(folder, "FashionMNIST", "raw"), raw)
     finally:
         socket.setdefaulttimeout(timeout_before)
 
@@ -148,7 +150,7 @@ def read_images(folder, split):
     if found != PIXELS_SHA256[split]:
         raise UserError(
             f"the files in {folder / 'FashionMNIST'} are damaged or not FashionMNIST's (those of "
-            f"MNIST have the same names): remove that folder, and such .gz files in {folder}"
+            f"MNIST have the same names): move that folder away, and such .gz files in {folder}"
         )
     return dataset
 
@@ -198,7 +200,7 @@ class Epoch:
 def new_training(Generator, Discriminator, settings, device):
     """Networks and optimizers as they are before the first step.
 
-    Raises UserError if D has a BatchNorm or ends with a Sigmoid.
+    Raises UserError if D has a BatchNorm, or a Sigmoid as its last layer.
     """
     torch.manual_seed(settings.seed * 1_000_000)
     on_cpu = device.type == "cpu"
@@ -592,13 +594,18 @@ def not_fatal(path):
 
 
 def save_whole(path, content):
-    """torch.save, whole or not at all: a killed process or a full disk leaves what was there."""
+    """torch.save by write_whole."""
     buffer = io.BytesIO()
     torch.save(content, buffer)  # straight to a file it hides that the disk is full
+    write_whole(path, buffer.getbuffer())
+
+
+def write_whole(path, content):
+    """Bytes, whole or not at all: a killed process or a full disk leaves what was there."""
     part = path.with_name(path.name + ".part")
     try:
         with open(part, "wb") as file:
-            file.write(buffer.getbuffer())
+            file.write(content)
             file.flush()
             with contextlib.suppress(OSError):  # some network drives cannot
                 os.fsync(file.fileno())
@@ -633,7 +640,8 @@ def locked(folder):
 
 def describe_layers(G, D):
     """{layer: {name: value}} of both networks, by which a changed layer is noticed: its type, the
-    shapes of its weights, and its public numbers and words, such as a slope."""
+    shapes of its weights, and its public numbers and words, such as a slope. A changed forward is
+    not noticed."""
     layers = {}
     for path, layer in nn.ModuleDict({"G": G, "D": D}).named_modules():
         shapes = {
@@ -641,7 +649,7 @@ def describe_layers(G, D):
         }
         described = {"type": type(layer).__name__, "weights": str(shapes)}
         for name, value in vars(layer).items():
-            is_plain = isinstance(value, bool | int | float | str | tuple)
+            is_plain = isinstance(value, bool | int | float | str | tuple | None)
             if is_plain and not name.startswith("_") and name != "training":
                 described[name] = str(value)
         layers[path] = described
@@ -690,7 +698,7 @@ def read_checkpoint(path):
     except Exception as error:  # a damaged file fails in many ways
         raise UserError(
             f"{path} is damaged, or of another version of this script ({type(error).__name__}): "
-            "move it away, or give another --outputs"
+            "move its folder away, or give another --outputs"
         ) from error
 
 
@@ -706,8 +714,8 @@ def continue_run(run, training, checkpoint):
         more = f"; {len(changes) - 4} more" if len(changes) > 4 else ""
         raise UserError(
             f"{run.folder / 'checkpoint.pt'} is of other settings or another network "
-            f"({'; '.join(changes[:4])}{more}): undo that, give another --outputs, or replace this "
-            "run with --fresh"
+            f"({'; '.join(changes[:4])}{more}): undo that, or train anew with another --outputs "
+            "(with --fresh, in place of this run)"
         )
     for name, part in vars(training).items():
         part.load_state_dict(checkpoint[name])
@@ -1033,6 +1041,11 @@ def run_model(name, Generator, Discriminator, args):
     path = folder / "checkpoint.pt"
     if args.redraw and not path.exists():
         raise UserError(f"{path} is not there: nothing to redraw before an epoch is finished")
+    if not path.exists() and (folder / "generator.pt").is_file() and not args.fresh:
+        raise UserError(
+            f"{folder} holds the results of a run, but no checkpoint.pt to go on from: give "
+            "another --outputs, or replace them with --fresh"
+        )
     device = choose_device(args.device)
     respect_cpu_quota()
     train_set, test_set = load_fashion_mnist(args.data)

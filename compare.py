@@ -117,11 +117,22 @@ def save_classifier(path, data, epochs=20):
 
 
 def load_classifier(path):
-    """The Classifier at `path`, its test accuracy, and the first letters of the file's SHA-256."""
-    kept = torch.load(path, weights_only=True)
+    """The Classifier at `path`, its test accuracy, and the first letters of the file's SHA-256.
+
+    Raises UserError if there is none in it.
+    """
     classifier = Classifier().eval()
-    classifier.load_state_dict(kept["weights"])
-    return classifier, kept["accuracy"], hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+    try:
+        kept = torch.load(path, weights_only=True)
+        classifier.load_state_dict(kept["weights"])
+        accuracy = kept["accuracy"]
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # another file fails in many ways
+        raise common.UserError(
+            f"--judge {path} is not a classifier that --train-judge made ({type(error).__name__})"
+        ) from error
+    return classifier, accuracy, hashlib.sha256(path.read_bytes()).hexdigest()[:12]
 
 
 # -------------------------------------------------------------------------------- what is measured
@@ -421,7 +432,7 @@ def unequal(runs):
     for name in runs[0].conditions:
         values = [run.conditions[name] for run in runs]
         if any(value != values[0] for value in values):
-            each = [f"{run.label} {run.conditions[name]}" for run in runs]
+            each = [f"{run.conditions[name]} ({run.label})" for run in runs]
             found.append(f"{name}: {', '.join(each)}")
     for i, run in enumerate(runs):
         for other in runs[i + 1 :]:
@@ -449,11 +460,6 @@ CAPTIONS = {  # for a report
 }
 
 
-def in_lines(label):
-    """A label with a path in it, in short lines."""
-    return label.replace("/", "/\n")
-
-
 def losses_figure(runs):
     """Both losses of each run on the same axes."""
     figure = common.new_figure(6.5, layout="constrained")
@@ -463,7 +469,7 @@ def losses_figure(runs):
         draw_loss(axes, run.history, "D_loss", "Discriminator", "tab:blue", "-")
         draw_loss(axes, run.history, "G_loss", "Generator", "tab:orange", "--")
         axes.axhline(math.log(2), **common.LN_2, label="ln 2")
-        axes.set_title(in_lines(run.label))
+        axes.set_title(run.label)
         axes.set_xlabel("Epoch")
     # The lines decide what is seen: the band of a loss that ran away would dwarf all others.
     columns = ("D_loss_mean", "G_loss_mean")
@@ -487,7 +493,7 @@ def samples_figure(images):
     """The first images of each run and of the test set; images: {label: uint8 (N, 28, 28)}."""
     labels = []
     for label in images:
-        labels += [in_lines(label), ""]
+        labels += [label, ""]
     return common.images_figure(
         torch.cat([column[:16] for column in images.values()]),
         "Generated images and real ones, none of them picked",
@@ -504,7 +510,7 @@ def interpolation_figure(runs):
         z_a, z_b = torch.randn(2, 3, 1, run.conditions["latent_dim"], generator=random)
         z = interpolate(z_a, z_b, torch.linspace(0, 1, 8)[:, None])
         images.append(generate_in_parts(run.G, z.flatten(0, 1)))
-        labels += [in_lines(run.label), "", ""]
+        labels += [run.label, "", ""]
     return common.images_figure(
         torch.cat(images),
         "From one latent vector (left) to another (right)",
@@ -587,7 +593,12 @@ def load_run(folder):
             f"{folder} is left out: its generator is not the one of {module.__name__}.py as it is "
             f"now ({changes[0]}); with the {module.__name__}.py that made it, it can be compared"
         )
-    G.load_state_dict(weights)
+    try:
+        G.load_state_dict(weights)
+    except RuntimeError as error:
+        raise common.UserError(
+            f"{folder} is left out: generator.pt is not of the network in settings.json"
+        ) from error
     return Published(
         folder=folder,
         label=model,
@@ -618,10 +629,11 @@ def load_runs(folders):
             left_out.append(str(error))
     if not runs:
         raise common.UserError("no run to compare: gan.py and dcgan.py make them")
-    models = [run.model for run in runs]
-    for run in runs:
-        if models.count(run.model) > 1:
-            run.label = f"{run.model} {run.folder}"
+    for model in SCRIPTS:
+        variants = [run for run in runs if run.model == model]
+        if len(variants) > 1:
+            for number, run in enumerate(variants, 1):
+                run.label = f"{model} {number}"
     return runs, left_out
 
 
@@ -639,12 +651,15 @@ def compare(folders, judge, outputs, data):
     evidence[REAL] = gather_images(train_set.data[:N], classifier)
     evidence[REAL].to_training = distance_to_training(test_set.data, train_set.data)
 
+    columns = []
+    for run in runs:
+        columns.append(f"{run.label}: {run.folder}, after epoch {run.conditions['epochs']}.")
     report = "\n".join(
         [
             f"{N:,} images each, compared with the test images. Real images: training images, on "
             "which the classifier was trained.",
             f"Classifier {fingerprint}, test accuracy {accuracy:.4f}.",
-            *[f"{run.label}: after epoch {run.conditions['epochs']}." for run in runs],
+            *columns,
             *[f"**{line}.**" for line in left_out],
             *[f"**Not the same conditions:** {line}." for line in unequal(runs)],
             "",

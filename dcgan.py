@@ -124,7 +124,7 @@ class SumOf2x2(torch.autograd.Function):
     """Sums of 2x2 neighbours, (N, C, H, W) to (N, C, H - 1, W - 1).
 
     Each pixel is in four sums, so its gradient is the sum of their four gradients: such a sum
-    again, with zeros around. PyTorch's own way back is slower in bfloat16.
+    again, with zeros around. PyTorch's own way back is slower.
     """
 
     @staticmethod

@@ -1,9 +1,10 @@
 """Images a second of the usual tutorial loop and of ours: `python tests/benchmark.py`.
 
 Both train the same networks on the same images, in turns. The tutorial's loop is Algorithm 1 as it
-is mostly written: DataLoader with ToTensor and Normalize, float32, plain layers, default Adam, a
-pass of D each for real and fake images, fresh z for the generator's step, probabilities and binary
-cross-entropy, .item() at every step. It has neither the R1 penalty nor a moving average; ours has.
+is mostly written: DataLoader with ToTensor and Normalize, float32, plain layers, a pass of D each
+for real and fake images, fresh z for the generator's step, probabilities and binary cross-entropy,
+.item() at every step. It has our Adam (0.001, no momentum), but neither the R1 penalty nor a moving
+average.
 """
 
 import argparse

@@ -191,9 +191,24 @@ def test_the_committed_runs_can_be_compared_at_once():
     (row,) = [row for row in rows_of(table) if row[1] == "change of the samples"]
     for run, folder, cell in zip(runs, folders, row[2:4], strict=True):
         changes = [float(epoch["sample_change"]) for epoch in read_history(folder)[150:]]
-        assert f"{run.label}: after epoch 200." in table
+        place = f"outputs/reference/{folder.name}"
+        assert f"{run.label}: {place}, after epoch 200." in table
         assert len(changes) == 50
         assert float(cell) == pytest.approx(sum(changes) / 50, rel=5e-3)  # three digits
+
+
+def test_the_readmes_table_is_that_of_the_committed_comparison():
+    table = (ROOT / "outputs" / "reference" / "comparison.md").read_text(encoding="utf-8")
+    measured = {row[1]: row[2:5] for row in rows_of(table)}
+    ends = zip(measured["rarest garment"], measured["most frequent garment"], strict=True)
+    measured["both"] = [f"{rarest}, {most_frequent}" for rarest, most_frequent in ends]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    lines = readme.split("## The result")[1].split("---|---|---|---\n")[1].splitlines()
+    lines = lines[: lines.index("")]
+    assert len(lines) == 13
+    for line in lines:
+        _, *cells = [cell.strip() for cell in line.split("|")]
+        assert cells in measured.values(), line
 
 
 # -------------------------------------------------------------------------------------- smoother
@@ -276,13 +291,16 @@ def test_a_linear_generator_is_smooth_in_every_way():
 
 
 def test_stability_is_that_of_the_last_quarter():
+    columns = ("sample_change", "D_loss_std", "G_loss_std")
     for epochs in (8, 80):
-        history = np.zeros(epochs, dtype=[("sample_change", float), ("G_loss_std", float)])
+        history = np.zeros(epochs, dtype=[(column, float) for column in columns])
         history["sample_change"] = 50
         history["sample_change"][-epochs // 4 :] = 10
         history["G_loss_std"][-1] = epochs
+        history["D_loss_std"][-1] = epochs / 2
         assert compare.change_of_the_samples(Evidence(history=history), None) == 10
         assert compare.deviation_of_the_generator_loss(Evidence(history=history), None) == 4
+        assert compare.deviation_of_the_discriminator_loss(Evidence(history=history), None) == 2
 
 
 def test_copies_of_training_images_are_found():
@@ -320,9 +338,9 @@ def test_two_models_side_by_side(trained, data, small, capsys):
     run_compare(trained / "gan", trained / "dcgan", "--outputs", trained, "--data", data)
     table = (trained / "comparison.md").read_text(encoding="utf-8")
     assert table in capsys.readouterr().out
-    assert "GAN: after epoch 2" in table
-    assert "DCGAN: after epoch 1" in table
-    assert "Not the same conditions:** epochs: GAN 2, DCGAN 1" in table
+    assert f"GAN: {trained / 'gan'}, after epoch 2" in table
+    assert f"DCGAN: {trained / 'dcgan'}, after epoch 1" in table
+    assert "Not the same conditions:** epochs: 2 (GAN), 1 (DCGAN)" in table
     heading, *rows = rows_of(table)
     assert heading[:5] == ["claim", "measure", "GAN", "DCGAN", "real images"]
     assert len(rows) == 16
@@ -341,10 +359,10 @@ def test_two_variants_of_one_model_are_told_apart(trained, data, small):
     train(gan, trained / "variant", data, "--epochs", 1, "--learning-rate", 0.002)
     run_compare(trained / "gan", trained / "variant" / "gan", "--outputs", trained, "--data", data)
     table = (trained / "comparison.md").read_text(encoding="utf-8")
-    one = f"GAN {trained / 'gan'}"
-    other = f"GAN {trained / 'variant' / 'gan'}"
-    assert rows_of(table)[0][2:4] == [one, other]
-    assert f"learning_rate: {one} 0.001, {other} 0.002" in table
+    assert rows_of(table)[0][2:4] == ["GAN 1", "GAN 2"]
+    assert f"GAN 1: {trained / 'gan'}, after epoch 2" in table
+    assert f"GAN 2: {trained / 'variant' / 'gan'}, after epoch 1" in table
+    assert "learning_rate: 0.001 (GAN 1), 0.002 (GAN 2)" in table
 
 
 def test_a_changed_discriminator_is_named_in_one_line(trained, data, small):
@@ -398,6 +416,28 @@ def test_a_damaged_or_unfinished_run_is_left_out(name, trained, data, small, cap
     assert (trained / "gan" / name).read_text() == "half"
 
 
+def test_a_generator_of_another_model_is_left_out(trained, trained_dcgan_once, data, small, capsys):
+    other = trained / "other" / "gan"
+    shutil.copytree(trained / "gan", other)
+    shutil.copy(trained_dcgan_once / "generator.pt", other)
+    run_compare(trained / "gan", other, "--outputs", trained, "--data", data)
+    said = capsys.readouterr().out
+    assert f"{other} is left out: generator.pt is not of the network" in said
+    assert "GAN: " in (trained / "comparison.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("content", ["text", "generator"])
+def test_a_judge_that_is_none_is_one_line(content, trained, data, small):
+    judge = trained / "gan" / "generator.pt"
+    if content == "text":
+        judge = trained / "gan" / "history.csv"
+    with pytest.raises(SystemExit) as raised:
+        run_compare(trained / "gan", "--judge", judge, "--outputs", trained, "--data", data)
+    line = raised.value.code
+    assert line.startswith(f"error: --judge {judge} is not a classifier")
+    assert line.isprintable()
+
+
 # -------------------------------------------------------------------------------------- the figures
 
 
@@ -424,10 +464,15 @@ def test_losses_figure_has_the_same_axes_for_both():
     for label, level in (("GAN", 0.7), ("DCGAN", 1.7)):
         history = np.ones(3, dtype=[(column, float) for column in columns])
         history["G_loss_mean"] = level
+        history["D_loss_mean"] = level / 2
+        history["D_loss_std"] = level / 4
         runs.append(compare.Published(None, label, label, None, history, {}, {}))
     left, right = compare.losses_figure(runs).axes
     assert left.get_ylim() == right.get_ylim()
     assert left.get_title() == "GAN"
-    np.testing.assert_allclose(right.lines[1].get_ydata(), 1.7)
-    band = right.collections[1].get_paths()[0].vertices[:, 1]
-    np.testing.assert_allclose([band.min(), band.max()], [0.7, 2.7])
+    D_loss, G_loss = right.lines[:2]
+    np.testing.assert_allclose(D_loss.get_ydata(), 0.85)
+    np.testing.assert_allclose(G_loss.get_ydata(), 1.7)
+    D_band, G_band = [band.get_paths()[0].vertices[:, 1] for band in right.collections]
+    np.testing.assert_allclose([D_band.min(), D_band.max()], [0.425, 1.275])
+    np.testing.assert_allclose([G_band.min(), G_band.max()], [0.7, 2.7])

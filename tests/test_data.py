@@ -214,6 +214,6 @@ def test_a_damaged_file_costs_one_line_and_nothing_is_deleted(name, damage, tmp_
         common.load_fashion_mnist(tmp_path)
     message = str(raised.value)
     assert f"{tmp_path / 'FashionMNIST'} are damaged" in message
-    assert "remove that folder" in message
+    assert "move that folder away" in message
     assert "\n" not in message
     assert {path: path.read_bytes() for path in path.parent.iterdir()} == before

@@ -44,9 +44,14 @@ def finished(request, trained_once, trained_dcgan_once):
     return request.param, folder
 
 
-def test_every_file_of_the_table_appears(finished):
+def test_every_file_that_the_readme_names_appears(finished):
     _, folder = finished
     assert names_in(folder) == {*FILES, "samples_epoch_002.png"}
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    section = readme.split("## For your report")[1].split("## The result")[0]
+    named = set(re.findall(r"`(\w+\.(?:png|gif|csv|json|pt))`", section))
+    assert "samples_epoch_050.png" in named
+    assert named - {"samples_epoch_050.png"} < names_in(folder)
     for name in [*FIGURES, "samples_epoch_002.png"]:
         with Image.open(folder / name) as image:
             assert image.info["dpi"] == pytest.approx((200, 200), abs=0.1)
@@ -183,6 +188,18 @@ def test_other_settings_in_the_same_folder_are_named(trained, data):
     assert "--fresh" in line
     assert "--outputs" in line
     assert (trained / "gan" / "checkpoint.pt").read_bytes() == before
+
+
+def test_results_without_a_checkpoint_are_not_replaced(trained, data):
+    folder = trained / "gan"
+    (folder / "checkpoint.pt").unlink()  # as in a clone of somebody's results
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    line = refused(gan, trained, data, "--epochs", 3)
+    assert f"{folder} holds the results of a run" in line
+    assert "another --outputs" in line
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    train(gan, trained, data, "--epochs", 1, "--fresh")
+    assert len(read_history(folder)) == 1
 
 
 @pytest.mark.parametrize(
