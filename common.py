@@ -99,8 +99,13 @@ def unpack(source, raw):
     """Unpack the four .gz files that lie in the folder `source`."""
     contents = [gzip.decompress((source / name).read_bytes()) for name in FILES]
     raw.mkdir(parents=True, exist_ok=True)
-    for name, content in zip(FILES, contents, strict=True):
-        write_whole((raw / name).with_suffix(""), content)
+    # Moved there when it is whole: another run, started at the same time, may read it at once.
+    with tempfile.TemporaryDirectory(dir=raw) as folder:
+        for name, content in zip(FILES, contents, strict=True):
+            unpacked = (raw / name).with_suffix("")
+            part = Path(folder, unpacked.name)
+            part.write_bytes(content)
+            os.replace(part, unpacked)
 
 
 def download(mirror, raw):
@@ -594,18 +599,13 @@ def not_fatal(path):
 
 
 def save_whole(path, content):
-    """torch.save by write_whole."""
+    """torch.save, whole or not at all: a killed process or a full disk leaves what was there."""
     buffer = io.BytesIO()
     torch.save(content, buffer)  # straight to a file it hides that the disk is full
-    write_whole(path, buffer.getbuffer())
-
-
-def write_whole(path, content):
-    """Bytes, whole or not at all: a killed process or a full disk leaves what was there."""
     part = path.with_name(path.name + ".part")
     try:
         with open(part, "wb") as file:
-            file.write(content)
+            file.write(buffer.getbuffer())
             file.flush()
             with contextlib.suppress(OSError):  # some network drives cannot
                 os.fsync(file.fileno())
