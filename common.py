@@ -431,8 +431,6 @@ STYLE = [
         "image.interpolation": "nearest",
     },
 ]
-# Dots far apart and in front: where D's line lies on ln 2, both can be seen.
-LN_2 = {"color": "black", "linewidth": 1, "linestyle": (0, (1, 4)), "zorder": 3}
 
 
 def new_figure(height, layout=None):
@@ -492,7 +490,7 @@ def losses_figure(history, model):
     G_losses = torch.stack([epoch.G_loss for epoch in history])
     draw_loss(axes, D_losses, "Discriminator", "tab:blue", "-")
     draw_loss(axes, G_losses, "Generator", "tab:orange", "--")  # dashed, for black and white
-    axes.axhline(math.log(2), **LN_2, label="ln 2: D is undecided")
+    draw_ln_2(axes, "ln 2: D is undecided")
     axes.set_xlim(0, len(history) + 1)
     axes.set_xlabel("Epoch (line: mean of its iterations; band: 5% to 95% of them)")
     axes.set_ylabel("Loss (binary cross-entropy)")
@@ -514,6 +512,13 @@ def draw_band(axes, epochs, mean, low, high, label, colour, line):
     marker = "o" if len(mean) == 1 else ""  # one point makes no line
     axes.fill_between(epochs, low, high, color=colour, alpha=0.25, linewidth=0)
     axes.plot(epochs, mean, line, color=colour, linewidth=1.6, marker=marker, label=label)
+
+
+def draw_ln_2(axes, label):
+    """The loss of a discriminator that is undecided."""
+    # Dots far apart and in front: where D's line lies on ln 2, both can be seen.
+    dots = (0, (1, 4))
+    axes.axhline(math.log(2), color="black", linewidth=1, linestyle=dots, zorder=3, label=label)
 
 
 def nearest_neighbours_figure(fake, real, train, title):

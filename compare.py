@@ -468,7 +468,7 @@ def losses_figure(runs):
     for axes, run in zip(panels, runs, strict=True):
         draw_loss(axes, run.history, "D_loss", "Discriminator", "tab:blue", "-")
         draw_loss(axes, run.history, "G_loss", "Generator", "tab:orange", "--")
-        axes.axhline(math.log(2), **common.LN_2, label="ln 2")
+        common.draw_ln_2(axes, "ln 2")
         axes.set_title(run.label)
         axes.set_xlabel("Epoch")
     # The lines decide what is seen: the band of a loss that ran away would dwarf all others.
@@ -651,15 +651,15 @@ def compare(folders, judge, outputs, data):
     evidence[REAL] = gather_images(train_set.data[:N], classifier)
     evidence[REAL].to_training = distance_to_training(test_set.data, train_set.data)
 
-    columns = []
+    origins = []
     for run in runs:
-        columns.append(f"{run.label}: {run.folder}, after epoch {run.conditions['epochs']}.")
+        origins.append(f"{run.label}: {run.folder}, after epoch {run.conditions['epochs']}.")
     report = "\n".join(
         [
             f"{N:,} images each, compared with the test images. Real images: training images, on "
             "which the classifier was trained.",
             f"Classifier {fingerprint}, test accuracy {accuracy:.4f}.",
-            *columns,
+            *origins,
             *[f"**{line}.**" for line in left_out],
             *[f"**Not the same conditions:** {line}." for line in unequal(runs)],
             "",

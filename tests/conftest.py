@@ -13,6 +13,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # so that `pytest` alone finds the scripts
 CUT = ROOT / "tests" / "fashion_mnist_cut"
 RAW = CUT / "FashionMNIST" / "raw"  # the four .gz files
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 import common  # noqa: E402
 

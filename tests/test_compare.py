@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, read_history, train
+from conftest import README, ROOT, read_history, train
 from torch import nn
 from torchvision.transforms.functional import gaussian_blur
 
@@ -16,6 +16,8 @@ import compare
 import dcgan
 import gan
 from compare import Evidence
+
+REFERENCE = ROOT / "outputs" / "reference"
 
 
 def in_features(points):
@@ -179,15 +181,15 @@ def test_a_classifier_of_ones_own(data, tmp_path, capsys):
 
 def test_the_committed_table_is_of_the_committed_classifier():
     _, _, fingerprint = compare.load_classifier(compare.CLASSIFIER)
-    table = (ROOT / "outputs" / "reference" / "comparison.md").read_text(encoding="utf-8")
+    table = read_table(REFERENCE)
     assert f"Classifier {fingerprint}" in table
 
 
 def test_the_committed_runs_can_be_compared_at_once():
-    folders = [ROOT / "outputs" / "reference" / name for name in ("gan", "dcgan")]
+    folders = [REFERENCE / name for name in ("gan", "dcgan")]
     runs, left_out = compare.load_runs(folders)
     assert left_out == []
-    table = (ROOT / "outputs" / "reference" / "comparison.md").read_text(encoding="utf-8")
+    table = read_table(REFERENCE)
     (row,) = [row for row in rows_of(table) if row[1] == "change of the samples"]
     for run, folder, cell in zip(runs, folders, row[2:4], strict=True):
         changes = [float(epoch["sample_change"]) for epoch in read_history(folder)[150:]]
@@ -198,12 +200,11 @@ def test_the_committed_runs_can_be_compared_at_once():
 
 
 def test_the_readmes_table_is_that_of_the_committed_comparison():
-    table = (ROOT / "outputs" / "reference" / "comparison.md").read_text(encoding="utf-8")
+    table = read_table(REFERENCE)
     measured = {row[1]: row[2:5] for row in rows_of(table)}
     ends = zip(measured["rarest garment"], measured["most frequent garment"], strict=True)
     measured["both"] = [f"{rarest}, {most_frequent}" for rarest, most_frequent in ends]
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    lines = readme.split("## The result")[1].split("---|---|---|---\n")[1].splitlines()
+    lines = README.split("## The result")[1].split("---|---|---|---\n")[1].splitlines()
     lines = lines[: lines.index("")]
     assert len(lines) == 13
     for line in lines:
@@ -327,6 +328,10 @@ def run_compare(*words):
     compare.main([str(word) for word in words])
 
 
+def read_table(folder):
+    return (folder / "comparison.md").read_text(encoding="utf-8")
+
+
 def rows_of(table):
     lines = [line for line in table.splitlines() if line.startswith("| ")]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
@@ -336,7 +341,7 @@ def test_two_models_side_by_side(trained, data, small, capsys):
     train(dcgan, trained, data, "--epochs", 1)
     capsys.readouterr()
     run_compare(trained / "gan", trained / "dcgan", "--outputs", trained, "--data", data)
-    table = (trained / "comparison.md").read_text(encoding="utf-8")
+    table = read_table(trained)
     assert table in capsys.readouterr().out
     assert f"GAN: {trained / 'gan'}, after epoch 2" in table
     assert f"DCGAN: {trained / 'dcgan'}, after epoch 1" in table
@@ -358,7 +363,7 @@ def test_two_models_side_by_side(trained, data, small, capsys):
 def test_two_variants_of_one_model_are_told_apart(trained, data, small):
     train(gan, trained / "variant", data, "--epochs", 1, "--learning-rate", 0.002)
     run_compare(trained / "gan", trained / "variant" / "gan", "--outputs", trained, "--data", data)
-    table = (trained / "comparison.md").read_text(encoding="utf-8")
+    table = read_table(trained)
     assert rows_of(table)[0][2:4] == ["GAN 1", "GAN 2"]
     assert f"GAN 1: {trained / 'gan'}, after epoch 2" in table
     assert f"GAN 2: {trained / 'variant' / 'gan'}, after epoch 1" in table
@@ -373,7 +378,7 @@ def test_a_changed_discriminator_is_named_in_one_line(trained, data, small):
     facts["layers"]["D.layers.3"]["in_features"] = "1024"
     (other / "settings.json").write_text(json.dumps(facts))
     run_compare(trained / "gan", other, "--outputs", trained, "--data", data)
-    table = (trained / "comparison.md").read_text(encoding="utf-8")
+    table = read_table(trained)
     (line,) = [line for line in table.splitlines() if "Not the same conditions" in line]
     assert "D.layers.1 out_features was 512, is now 1024" in line
     assert "D.layers.3 in_features was 512, is now 1024" in line
@@ -382,7 +387,7 @@ def test_a_changed_discriminator_is_named_in_one_line(trained, data, small):
 def test_one_latent_dimension(data, tmp_path, small):
     folder = train(gan, tmp_path, data, "--epochs", 2, "--latent-dim", 1)
     run_compare(folder, "--outputs", tmp_path, "--data", data)
-    table = (tmp_path / "comparison.md").read_text(encoding="utf-8")
+    table = read_table(tmp_path)
     assert "nan" not in table
     assert "undefined" not in table
 
@@ -401,7 +406,7 @@ def test_a_changed_generator_is_left_out_by_a_true_line(trained, data, small, ca
     assert "gan.py" in line
     assert "G.layers.1 negative_slope was 0.3, is now 0.2" in line
     assert "--fresh" not in said
-    assert rows_of((trained / "comparison.md").read_text(encoding="utf-8"))[0][2] == "GAN"
+    assert rows_of(read_table(trained))[0][2] == "GAN"
 
 
 @pytest.mark.parametrize("name", ["generator.pt", "history.csv", "settings.json"])
@@ -423,7 +428,7 @@ def test_a_generator_of_another_model_is_left_out(trained, trained_dcgan_once, d
     run_compare(trained / "gan", other, "--outputs", trained, "--data", data)
     said = capsys.readouterr().out
     assert f"{other} is left out: generator.pt is not of the network" in said
-    assert "GAN: " in (trained / "comparison.md").read_text(encoding="utf-8")
+    assert "GAN: " in read_table(trained)
 
 
 @pytest.mark.parametrize("content", ["text", "generator"])

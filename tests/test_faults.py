@@ -244,6 +244,18 @@ def test_a_damaged_checkpoint_is_said_to_be_damaged_and_left_alone(how, trained,
     assert not (folder / "it ran").exists()
 
 
+def test_results_without_a_checkpoint_are_not_replaced(trained, data):
+    folder = trained / "gan"
+    (folder / "checkpoint.pt").unlink()  # as in a clone of somebody's results
+    before = files_in(folder)
+    line = refused(gan, trained, data, "--epochs", 3)
+    assert f"{folder} holds the results of a run" in line
+    assert "another --outputs" in line
+    assert files_in(folder) == before
+    train(gan, trained, data, "--epochs", 1, "--fresh")
+    assert len(read_history(folder)) == 1
+
+
 def test_a_checkpoint_of_the_other_model(trained, data):
     (trained / "dcgan").mkdir()
     shutil.copy(trained / "gan" / "checkpoint.pt", trained / "dcgan")
