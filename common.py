@@ -1,51 +1,83 @@
-"""What gan.py and dcgan.py share: FashionMNIST, training, sampling, figures, files, command line.
+"""What gan.py and dcgan.py share, in this order: constants and seeds, FashionMNIST, the networks on
+a CPU, training, sampling, figures, files, command line.
 
-In the names, as in the papers: z latent vectors, x images, G generator, D discriminator. G_ema is
-the moving average of G; every image that is shown is drawn from it.
+The names are the papers': z latent vectors, x images, G generator, D discriminator. G_ema is the
+moving average of G; every image that is shown is drawn by it.
 """
+# ruff: noqa: E402 (the first lines must be done before torch and matplotlib are imported)
+
+import importlib.util
+import os
+from pathlib import Path
+
+# Threads that wait for each other spin, and keep their cores from other programs. In float32 it is
+# better that they soon sleep; in bfloat16 it is worse. (GNU's OpenMP, which PyTorch has on Linux.)
+processor = Path("/proc/cpuinfo")
+if processor.exists() and "bf16" not in processor.read_text():
+    os.environ.setdefault("GOMP_SPINCOUNT", "5000")
+
+# A notebook hands the name of its backend to the programs that it starts. In an environment that
+# lacks this module, matplotlib could not be imported.
+backend = os.environ.get("MPLBACKEND", "").removeprefix("module://")
+if "." in backend and importlib.util.find_spec(backend.split(".")[0]) is None:
+    del os.environ["MPLBACKEND"]
 
 import argparse
 import contextlib
 import copy
 import csv
-import gzip
+import difflib
 import hashlib
 import io
 import json
 import math
-import os
 import platform
+import runpy
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, fields
-from pathlib import Path
+from dataclasses import dataclass
 
 import matplotlib.style
+import numpy as np
 import torch
 import torch.nn.functional as F
 import torchvision
 from matplotlib.figure import Figure
-from PIL import Image, ImageDraw
+from matplotlib.ticker import MaxNLocator
 from torch import nn
 from torch.optim.swa_utils import update_bn
+from torchvision.datasets.utils import extract_archive
 from torchvision.utils import make_grid
 from tqdm import tqdm
+
+# ----------------------------------------------------------------------------- constants and seeds
+
+R1_EVERY = 4  # steps from one R1 penalty to the next
+RECORDED = ["D_loss", "G_loss", "D_x", "D_G_z", "D_right"]  # in each step, see train_step
+
+# The random numbers of a purpose are the same in every run and for both models.
+LATENT_SEED = 2014  # of the latent vectors of all figures
+BATCH_NORM_SEED = 2015  # of those that BatchNorm is measured with
+
+
+def seed_epoch(seed, epoch):
+    """Set the random numbers of an epoch; those of the first weights are epoch 0's.
+
+    They follow from the seed and the epoch alone, so a run that was stopped goes on as if it had
+    not been. The factor keeps the epochs of one seed apart from those of the next.
+    """
+    torch.manual_seed(seed * 1_000_000 + epoch)
 
 
 class UserError(Exception):
     """What the user can mend: printed as one line, without a traceback."""
 
 
-# ----------------------------------------------------------------------------------- FashionMNIST
+# ------------------------------------------------------------------------------------ FashionMNIST
 
-FILES = [name for name, _ in torchvision.datasets.FashionMNIST.resources]  # four, ending in .gz
-MIRRORS = [
-    *torchvision.datasets.FashionMNIST.mirrors,
-    "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/",
-]
 DEBIAN_PACKAGE = "dataset-fashion-mnist"
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # where that package puts its files
 TIMEOUT = 20  # seconds without an answer from the network
@@ -56,127 +88,169 @@ PIXELS_SHA256 = {
 
 
 class FashionMNIST(torchvision.datasets.FashionMNIST):
-    """torchvision's: data are the images, uint8 (N, 28, 28), targets their classes, (N,).
+    """torchvision's, with a second address to download from."""
 
-    A class of our own, so that other mirrors can be set; torchvision names the folder after it.
-    """
+    mirrors = [
+        *torchvision.datasets.FashionMNIST.mirrors,
+        "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/",
+    ]
+
+
+PACKED = [name for name, _ in FashionMNIST.resources]  # four names, ending in .gz
 
 
 def load_fashion_mnist(folder):
     """The training set, 60,000 images, and the test set, 10,000 (Xiao et al. 2017).
 
-    They are read from `folder` in torchvision's layout; what is not there is unpacked from the four
-    .gz files, or fetched. Raises UserError if no source has them, or if they are damaged.
+    Of each, `data` are the images, uint8 (N, 28, 28), and `targets` their classes, (N,). They are
+    read from `folder` in torchvision's layout, or unpacked, or downloaded into it. Raises UserError
+    if they cannot be had, are damaged, or are those of MNIST, whose files have the same names.
     """
     raw = folder / "FashionMNIST" / "raw"
-    if not all((raw / name).with_suffix("").exists() for name in FILES):
-        provide_files(folder, raw)
-    return read_images(folder, "train"), read_images(folder, "test")
+    try:
+        if not all((raw / name).with_suffix("").exists() for name in PACKED):
+            provide_files(folder, raw)
+        datasets = {split: FashionMNIST(folder, train=split == "train") for split in PIXELS_SHA256}
+        for split, dataset in datasets.items():
+            if hashlib.sha256(dataset.data.numpy()).hexdigest() != PIXELS_SHA256[split]:
+                raise ValueError(f"the {split} images are not FashionMNIST's")
+    except Exception as error:  # files and networks fail in many ways
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"FashionMNIST cannot be read ({type(error).__name__}: {reason}): move "
+            f"{folder / 'FashionMNIST'} away, if it is there, and put {', '.join(PACKED)} into "
+            f"{folder}"
+        ) from error
+    return datasets["train"], datasets["test"]
 
 
 def provide_files(folder, raw):
-    """Put the four unpacked files into `raw`, from the first source that has them."""
-    sources = [
-        (unpack, raw),
-        (unpack, folder),
-        (unpack, DEBIAN_FOLDER),
-        *[(download, mirror) for mirror in MIRRORS],
-        (fetch_debian_package, DEBIAN_PACKAGE),
-    ]
-    failures = []
-    for provide, source in sources:
-        try:
-            provide(source, raw)
-            return
-        except Exception as error:  # however a source fails, the next one may do
-            failures.append(f"\n  {source}: {' '.join(str(error).split())[:250]}")
-    raise UserError(
-        f"FashionMNIST was not found.{''.join(failures)}\n  Put {', '.join(FILES)} into {folder}."
-    )
-
-
-def unpack(source, raw):
-    """Unpack the four .gz files that lie in the folder `source`."""
-    contents = [gzip.decompress((source / name).read_bytes()) for name in FILES]
+    """Unpack or fetch the four files. They are moved to `raw` when they are whole, because another
+    run may be reading there."""
     raw.mkdir(parents=True, exist_ok=True)
-    # Moved there when it is whole: another run, started at the same time, may read it at once.
-    with tempfile.TemporaryDirectory(dir=raw) as folder:
-        for name, content in zip(FILES, contents, strict=True):
-            unpacked = (raw / name).with_suffix("")
-            part = Path(folder, unpacked.name)
-            part.write_bytes(content)
-            os.replace(part, unpacked)
+    places = [folder, raw, DEBIAN_FOLDER]
+    packed = [place for place in places if all((place / name).exists() for name in PACKED)]
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        new = Path(temporary)
+        if packed:
+            unpack(packed[0], new)
+        else:
+            fetch(new)
+        for path in new.rglob("*-ubyte"):
+            os.replace(path, raw / path.name)
 
 
-def download(mirror, raw):
-    """Let torchvision fetch the files from one address.
+def unpack(place, new):
+    for name in PACKED:
+        extract_archive(str(place / name), str(new))
 
-    It would try several by itself, but not go on from one that takes the call and says nothing.
-    """
-    print(f"fetching FashionMNIST from {mirror}")
-    FashionMNIST.mirrors = [mirror]
-    timeout_before = socket.getdefaulttimeout()
+
+def fetch(new):
+    """Let torchvision download the files, or take them from Debian's package."""
     socket.setdefaulttimeout(TIMEOUT)
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            FashionMNIST(folder, download=True)
-            unpack(Path(folder, "FashionMNIST", "raw"), raw)
+        print("downloading FashionMNIST")
+        FashionMNIST(new, download=True)
+    except Exception as error:  # a network fails in many ways
+        print(f"that failed: {error}\nfetching the Debian package {DEBIAN_PACKAGE} instead")
+        fetch_debian_package(new)
     finally:
-        socket.setdefaulttimeout(timeout_before)
+        socket.setdefaulttimeout(None)
 
 
-def fetch_debian_package(package, raw):
+def fetch_debian_package(new):
     """Fetch the package on Debian and Ubuntu without installing it, so without being root."""
-    print(f"fetching FashionMNIST from the Debian package {package}")
-    with tempfile.TemporaryDirectory() as folder:
-        apt_get = [
-            "apt-get",
-            f"-oDir::State={folder}",
-            "-oDir::State::status=/var/lib/dpkg/status",
-            f"-oDir::Cache={folder}",
-            f"-oAcquire::http::Timeout={TIMEOUT}",
-        ]
-        subprocess.run([*apt_get, "update"], cwd=folder, check=True, capture_output=True)
-        subprocess.run([*apt_get, "download", package], cwd=folder, check=True, capture_output=True)
-        (archive,) = Path(folder).glob("*.deb")
-        subprocess.run(["dpkg-deb", "-x", archive, folder], check=True)
-        unpack(Path(folder, DEBIAN_FOLDER.relative_to("/")), raw)
+    apt_get = [
+        "apt-get",
+        f"-oDir::State={new}",
+        "-oDir::State::status=/var/lib/dpkg/status",
+        f"-oDir::Cache={new}",
+        f"-oAcquire::http::Timeout={TIMEOUT}",
+    ]
+    for command in (["update"], ["download", DEBIAN_PACKAGE]):
+        subprocess.run([*apt_get, *command], cwd=new, check=True, capture_output=True)
+    (archive,) = new.glob("*.deb")
+    subprocess.run(["dpkg-deb", "-x", archive, new], check=True)
+    unpack(new / DEBIAN_FOLDER.relative_to("/"), new)
 
 
-def read_images(folder, split):
-    """The data set "train" or "test". Raises UserError unless its pixels are FashionMNIST's."""
-    try:
-        dataset = FashionMNIST(folder, train=split == "train")
-        found = hashlib.sha256(dataset.data.numpy()).hexdigest()
-    except (OSError, MemoryError):
-        raise
-    except Exception:  # a file cut short fails in many ways
-        found = "unreadable"
-    if found != PIXELS_SHA256[split]:
-        raise UserError(
-            f"the files in {folder / 'FashionMNIST'} are damaged or not FashionMNIST's (those of "
-            f"MNIST have the same names): move that folder away, and such .gz files in {folder}"
-        )
-    return dataset
+# ----------------------------------------------------------------------------- networks on a CPU
 
 
-# --------------------------------------------------------------------------------------- training
+def choose_dtype(precision, device):
+    """The type to compute in; "auto": bfloat16 on CPUs that multiply it faster, else float32."""
+    if precision == "auto":
+        precision = "float32"
+        if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):  # PyTorch 2.12
+            cpu = torch.cpu.get_capabilities()
+            if cpu.get("amx_bf16") or cpu.get("avx512_bf16"):
+                precision = "bfloat16"
+    return getattr(torch, precision)
 
-R1_EVERY = 4  # steps from one R1 penalty to the next
+
+def respect_cpu_quota():
+    """No more threads than the cores that a container may use."""
+    with contextlib.suppress(OSError, ValueError):  # there is no quota
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        cores = max(1, int(quota) // int(period))
+        torch.set_num_threads(min(torch.get_num_threads(), cores))
 
 
-@dataclass
-class Settings:
-    """What decides the numbers of a training: a run goes on with the same settings only."""
+def run_layers(layers, x):
+    """layers(x), but on a CPU an Upsample and the Conv2d after it are computed together."""
+    i = 0
+    while i < len(layers):
+        if x.device.type == "cpu" and is_upsample_and_conv(layers[i : i + 2]):
+            x = upsample_and_conv(x, layers[i + 1].weight)
+            i = i + 2
+        else:
+            x = layers[i](x)
+            i = i + 1
+    return x
 
-    model: str
-    batch_size: int
-    learning_rate: float
-    r1_gamma: float
-    latent_dim: int
-    seed: int
-    precision: str  # as asked for: "auto" may be another type on another machine
-    limit: int
+
+def is_upsample_and_conv(layers):
+    """Whether these are an Upsample x2 and a Conv2d 3x3 as in dcgan.py: all others are PyTorch's
+    to compute, and so are layers with hooks or another weight, such as spectral_norm's."""
+    if [type(layer) for layer in layers] != [nn.Upsample, nn.Conv2d]:
+        return False
+    if any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers):
+        return False
+    upsample, conv = layers
+    same = nn.Conv2d(conv.in_channels, conv.out_channels, 3, padding=1, bias=False, device="meta")
+    return str(upsample) == str(nn.Upsample(scale_factor=2)) and str(conv) == str(same)
+
+
+def upsample_and_conv(x, kernel):
+    """Upsample x2, then Conv 3x3: x (N, C, H, W) and kernel (K, C, 3, 3) to (N, K, 2H, 2W).
+
+    What is the same: Upsample makes a b to a a b b, which is (a 0 b 0) + (0 a 0 b), and the
+    convolution of a sum is the sum of the convolutions. Why it is faster: to put in zeros and
+    convolve is a transposed convolution, which skips the zeros: a quarter of the multiplications.
+    What shows it: tests/test_models.py compares values and gradients with PyTorch's.
+    """
+    x = x.contiguous(memory_format=torch.channels_last)
+    turned = kernel.flip(2, 3).transpose(0, 1)  # a transposed convolution turns its kernel round
+    return SumOf2x2.apply(F.conv_transpose2d(x, turned, stride=2))
+
+
+class SumOf2x2(torch.autograd.Function):
+    """Sums of 2x2 neighbours, (N, C, H, W) to (N, C, H - 1, W - 1).
+
+    Each pixel is in four sums, so its gradient is the sum of their four gradients: such a sum
+    again, with zeros around. PyTorch's own way back is slower.
+    """
+
+    @staticmethod
+    def forward(context, x):
+        return F.avg_pool2d(x, 2, stride=1, divisor_override=1)
+
+    @staticmethod
+    def backward(context, gradient):
+        return F.avg_pool2d(gradient, 2, stride=1, padding=1, divisor_override=1)
+
+
+# ---------------------------------------------------------------------------------------- training
 
 
 @dataclass
@@ -190,67 +264,73 @@ class Training:
     D_optimizer: torch.optim.Optimizer
 
 
-@dataclass
-class Epoch:
-    """What is kept of an epoch."""
-
-    D_loss: torch.Tensor  # (steps,), like the next three
-    G_loss: torch.Tensor
-    D_x: torch.Tensor
-    D_G_z: torch.Tensor
-    samples: torch.Tensor  # uint8 (64, 28, 28), made of the same latent vectors in every epoch
-    seconds: float
-
-
 def new_training(Generator, Discriminator, settings, device):
-    """Networks and optimizers as they are before the first step.
-
-    Raises UserError if D has a BatchNorm, or a Sigmoid as its last layer.
-    """
-    torch.manual_seed(settings.seed * 1_000_000)
-    on_cpu = device.type == "cpu"
-    # Faster on the CPU only: the channels of a pixel side by side in memory, and the fused Adam.
-    layout = torch.channels_last if on_cpu else torch.contiguous_format
-    G = Generator(settings.latent_dim).to(device, memory_format=layout)
+    """Networks and optimizers as they are before the first step. Raises UserError for a
+    discriminator that cannot be trained like this."""
+    seed_epoch(settings["seed"], 0)
+    # On a CPU it is faster to have the channels of a pixel side by side in memory.
+    layout = torch.channels_last if device.type == "cpu" else torch.contiguous_format
+    G = Generator(settings["latent_dim"]).to(device, memory_format=layout)
     D = Discriminator().to(device, memory_format=layout)
-    check_discriminator(D)
-    G_ema = copy.deepcopy(G).requires_grad_(False)
-    # No momentum (beta 1 is 0; in the DCGAN paper 0.5): each network moves what the other aims at.
-    adam = {"lr": settings.learning_rate, "betas": (0.0, 0.999), "fused": on_cpu}
-    G_optimizer = torch.optim.Adam(G.parameters(), **adam)
-    D_optimizer = torch.optim.Adam(D.parameters(), **adam)
+    check_networks(G, D, torch.randn(2, settings["latent_dim"], device=device))
+    G_ema = copy.deepcopy(G).requires_grad_(False).eval()
+    # beta 1 is 0 (the DCGAN paper has 0.5): no momentum, because an older gradient was taken
+    # against an opponent that has moved since.
+    rate = settings["learning_rate"]
+    G_optimizer = torch.optim.Adam(G.parameters(), lr=rate, betas=(0.0, 0.999), fused=True)
+    D_optimizer = torch.optim.Adam(D.parameters(), lr=rate, betas=(0.0, 0.999), fused=True)
     return Training(G, D, G_ema, G_optimizer, D_optimizer)
 
 
-def check_discriminator(D):
-    layers = list(D.modules())
-    if any(isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d) for layer in layers):
+def check_networks(G, D, z):
+    """Try both networks once. Raises UserError if D has a BatchNorm or a Sigmoid."""
+    if any(isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d) for layer in D.modules()):
         raise UserError(
             "the discriminator has a BatchNorm, which would mix the statistics of real and fake "
             "images: take it out, or give each a pass of its own in common.train_step"
         )
-    if isinstance(layers[-1], nn.Sigmoid):
+    try_network("the generator", G, z)
+    # Logits of such bright noise are far from 0. Only probabilities all lie between 0 and 1.
+    noise = 1000 * torch.randn(64, 1, 28, 28, device=z.device)
+    outputs = try_network("the discriminator", D, noise)
+    if outputs.min() >= 0 and outputs.max() <= 1:
         raise UserError(
-            "the discriminator ends with a Sigmoid, which is in the loss already: take it out"
+            "all outputs of the discriminator lie between 0 and 1, as after a Sigmoid, which is in "
+            "the loss already: end it with a Linear layer"
         )
+
+
+@torch.no_grad()
+def try_network(name, network, x):
+    """The output of a network. The traceback of layers that do not fit ends with the network."""
+    try:
+        return network.eval()(x)
+    except RuntimeError as error:
+        raise RuntimeError(f"{error}\nThis was {name}: {network}") from error
 
 
 def r1_penalty(D, x):
     """R1 of Mescheder et al. (2018, arXiv:1801.04406): 1/2 E |grad D(x)|^2 of D's logit.
 
-    x: real images (N, 1, 28, 28). Returns a scalar.
+    x: real images (N, 1, 28, 28). Returns a scalar. The 1/2 is the paper's: it has gamma / 2.
     """
     x = x.detach().requires_grad_()
-    (gradient,) = torch.autograd.grad(D(x).sum(), x, create_graph=True)
+    logits = D(x)
+    without = torch.autocast(x.device.type, enabled=False)
+    # On CUDA autocast would take float16 for the gradient (pytorch issue 125186).
+    with contextlib.nullcontext() if x.device.type == "cpu" else without:
+        # An image's logit depends on no other image, so the gradient of the sum holds that of each
+        # logit. create_graph: the penalty is differentiated once more, for the weights of D.
+        (gradient,) = torch.autograd.grad(logits.sum(), x, create_graph=True)
     return gradient.square().sum((1, 2, 3)).mean() / 2
 
 
 def train_step(training, real, z, r1_weight, dtype):
     """One iteration of Algorithm 1 of Goodfellow et al. (2014), with k = 1.
 
-    real: images (N, 1, 28, 28) in [-1, 1]; z: latent vectors (N, latent_dim). Returns scalars:
-    D_loss, the mean over real and fake images without the penalty, G_loss, and the means of D(x)
-    and D(G(z)), which are sigmoids of D's logits.
+    real: images (N, 1, 28, 28) in [-1, 1]; z: latent vectors (N, latent_dim). Returns (5,), what
+    RECORDED names: both losses without the penalty, the means of D(x) and D(G(z)), and the share of
+    pairs of a real and a fake image in which the real one has the larger logit.
     """
     G, D = training.G, training.D
     autocast = torch.autocast(real.device.type, dtype, enabled=dtype is not torch.float32)
@@ -261,11 +341,12 @@ def train_step(training, real, z, r1_weight, dtype):
         fake = G(z)
         both = torch.cat([real, fake.detach()])  # one pass is faster than two
         logits = D(both).float()
-        penalty = r1_weight * r1_penalty(D, real) if r1_weight else 0
+        penalty = r1_penalty(D, real) if r1_weight > 0 else 0
     real_logits, fake_logits = logits.chunk(2)
+    # Half of the sum: the mean over all images, which for an undecided D is ln 2, like G's loss.
     D_loss = (F.softplus(-real_logits).mean() + F.softplus(fake_logits).mean()) / 2
     training.D_optimizer.zero_grad()
-    (D_loss + penalty).backward()
+    (D_loss + r1_weight * penalty).backward()
     training.D_optimizer.step()
 
     # Generator, against the discriminator just updated: ascend log D(G(z)), the non-saturating
@@ -281,28 +362,25 @@ def train_step(training, real, z, r1_weight, dtype):
 
     D_x = real_logits.sigmoid().mean()
     D_G_z = fake_logits.sigmoid().mean()
-    return {
-        "D_loss": D_loss.detach(),
-        "G_loss": G_loss.detach(),
-        "D_x": D_x.detach(),
-        "D_G_z": D_G_z.detach(),
-    }
+    D_right = (real_logits > fake_logits).float().mean()
+    return torch.stack([D_loss, G_loss, D_x, D_G_z, D_right]).detach()
 
 
 @torch.no_grad()
 def update_average(G_ema, G, step):
     """G_ema <- d G_ema + (1 - d) G with d = (1 + step) / (10 + step), where step counts from 0.
 
-    A fixed d averages over a fixed number of steps; this one over about the last tenth of the run.
+    A fixed d averages over a fixed number of steps. This one averages over the last tenth of all
+    steps, however many: in the average after step t, the weights of step s count as (s / t)^8.
     """
     d = (1 + step) / (10 + step)
     for average, weight in zip(G_ema.parameters(), G.parameters(), strict=True):
         average.lerp_(weight, 1 - d)
 
 
-def calibrate_batch_norm(G_ema, latent_dim):
-    """Measure BatchNorm's mean and variance for the averaged weights: G's do not fit them."""
-    # 20 batches of 128
+def measure_batch_norm(G_ema, latent_dim):
+    """Measure BatchNorm's mean and variance anew, over 20 batches of 128 latent vectors: those of G
+    do not fit the averaged weights."""
     z = torch.randn(20, 128, latent_dim, generator=torch.Generator().manual_seed(BATCH_NORM_SEED))
     update_bn(z, G_ema, next(G_ema.parameters()).device)
 
@@ -312,81 +390,85 @@ def scale(images):
     return images / 127.5 - 1
 
 
-def train_epoch(training, images, number, settings, dtype, bar):
-    """Train on every image once, in batches; an incomplete last one is left out.
+def train(training, images, settings, epochs, dtype):
+    """Train in these epochs (a range of their numbers) on images, uint8 (N, 1, 28, 28).
 
-    images: uint8 (N, 1, 28, 28) on the device; number: of the epoch, from 1; bar: tqdm's.
-    Returns an Epoch.
+    After each epoch it hands out the epoch's row of history.csv and the samples, uint8
+    (64, 28, 28), and waits until they are saved. Raises UserError when numbers are not finite.
     """
-    start = time.perf_counter()
-    # The random numbers of an epoch depend on its number alone, so a continued run has the same.
-    torch.manual_seed(settings.seed * 1_000_000 + number)
-    training.G.train()
-    training.D.train()
-    steps = len(images) // settings.batch_size
-    batches = torch.randperm(len(images), device=images.device).split(settings.batch_size)
-    records = []
-    for i in range(steps):
-        step = (number - 1) * steps + i
-        real = scale(images[batches[i]])
-        z = torch.randn(settings.batch_size, settings.latent_dim, device=images.device)
-        # Lazily: not in every step, but then as much more (Karras et al. 2020, arXiv:1912.04958).
-        r1_weight = R1_EVERY * settings.r1_gamma if step % R1_EVERY == 0 else 0
-        records.append(train_step(training, real, z, r1_weight, dtype))
-        update_average(training.G_ema, training.G, step)
-        bar.update()
-    calibrate_batch_norm(training.G_ema, settings.latent_dim)
-    recorded = {
-        name: torch.stack([record[name] for record in records]).cpu() for name in records[0]
-    }
-    samples = generate(training.G_ema, latent_vectors(settings.latent_dim)[:64])
-    return Epoch(**recorded, samples=samples, seconds=time.perf_counter() - start)
+    G, D, G_ema = training.G, training.D, training.G_ema
+    batch_size = settings["batch_size"]
+    latent_dim = settings["latent_dim"]
+    device = images.device
+    steps = len(images) // batch_size  # an incomplete last batch is left out
+    done = epochs.start - 1
+    samples = generate(G_ema, latent_vectors(latent_dim))
+    interval = 1 if sys.stderr.isatty() else 60  # seconds: a log file need not have every update
+    bar = tqdm(initial=done * steps, total=(epochs.stop - 1) * steps, mininterval=interval)
+    for epoch in epochs:
+        bar.set_description(f"epoch {epoch} of {epochs.stop - 1}", refresh=False)
+        start = time.perf_counter()
+        seed_epoch(settings["seed"], epoch)
+        G.train()
+        D.train()
+        # In place of a DataLoader, which is slower: all images are in memory already.
+        batches = torch.randperm(len(images), device=device).split(batch_size)
+        recorded = torch.zeros(steps, len(RECORDED), device=device)
+        for i in range(steps):
+            step = (epoch - 1) * steps + i
+            real = scale(images[batches[i]])
+            z = torch.randn(batch_size, latent_dim, device=device)
+            # R1 takes as long as the rest of a step. In every fourth step four times as much does
+            # the same (Karras et al. 2020, arXiv:1912.04958).
+            r1_weight = R1_EVERY * settings["r1_gamma"] if step % R1_EVERY == 0 else 0
+            recorded[i] = train_step(training, real, z, r1_weight, dtype)
+            update_average(G_ema, G, step)
+            bar.update()
+        check_finite(recorded, training)
+        measure_batch_norm(G_ema, latent_dim)
+
+        samples_before = samples
+        samples = generate(G_ema, latent_vectors(latent_dim))
+        row = summarize(epoch, recorded, samples, samples_before, time.perf_counter() - start)
+        losses = f"loss D {row['D_loss_mean']:.2f}, G {row['G_loss_mean']:.2f}"
+        bar.set_postfix_str(losses, refresh=False)
+        yield row, samples
+    bar.close()
 
 
-def check_finite(epoch, training):
-    """Raise UserError when a loss of this Epoch, or a weight after it, is not finite."""
+def check_finite(recorded, training):
+    """Raise UserError when a recorded number, or a weight after the epoch, is not finite."""
     weights = [*training.G.parameters(), *training.D.parameters()]
-    if not all(values.isfinite().all() for values in [epoch.D_loss, epoch.G_loss, *weights]):
+    if not all(values.isfinite().all() for values in [recorded, *weights]):
         raise UserError(
             "a loss or a weight is not finite; the epochs before this one are kept. Try a lower "
             "--learning-rate or --precision float32, with another --outputs"
         )
 
 
-def train(run, training, images, epochs, dtype, sample_every):
-    """Train from the last epoch of run.history, which grows, to the epoch of number `epochs`."""
-    done = len(run.history)
-    steps = len(images) // run.settings.batch_size
-    interval = 1 if sys.stderr.isatty() else 60  # seconds: a log file need not have every update
-    with tqdm(initial=done * steps, total=epochs * steps, mininterval=interval) as bar:
-        for number in range(done + 1, epochs + 1):
-            bar.set_description(f"epoch {number} of {epochs}", refresh=False)
-            epoch = train_epoch(training, images, number, run.settings, dtype, bar)
-            check_finite(epoch, training)
-            losses = f"loss D {epoch.D_loss.mean():.2f}, G {epoch.G_loss.mean():.2f}"
-            bar.set_postfix_str(losses, refresh=False)
-            run.history.append(epoch)
-            save_checkpoint(run, training)
-            publish_epoch(run, training.G_ema, sample_every)
+def summarize(epoch, recorded, samples, samples_before, seconds):
+    """The row of history.csv of an epoch; recorded: (steps, 5), what train_step returns."""
+    row = {"epoch": epoch}
+    for name, values in zip(RECORDED, recorded.T.cpu(), strict=True):
+        row[f"{name}_mean"] = values.mean().item()
+        row[f"{name}_std"] = values.std(correction=0).item()
+    sample_change = (samples.float() - samples_before.float()).abs().mean().item()
+    row["sample_change"] = sample_change if epoch > 1 else math.nan
+    row["seconds"] = seconds
+    return {name: float(f"{value:.6g}") for name, value in row.items()}  # as they are written
 
 
-# --------------------------------------------------------------------------------------- sampling
-
-# Each purpose has random numbers of its own, the same in every run and for both models.
-LATENT_SEED = 2014
-BATCH_NORM_SEED = 2015
-IMAGES_SEED = 2016
+# ---------------------------------------------------------------------------------------- sampling
 
 
 def latent_vectors(latent_dim):
-    """The 500 latent vectors (500, latent_dim) of all figures, which show the first ones."""
-    return torch.randn(500, latent_dim, generator=torch.Generator().manual_seed(LATENT_SEED))
+    """The 64 latent vectors (64, latent_dim) of all figures."""
+    return torch.randn(64, latent_dim, generator=torch.Generator().manual_seed(LATENT_SEED))
 
 
 @torch.no_grad()
 def generate(G, z):
-    """Images G(z) as uint8 (N, 28, 28) on the CPU, BatchNorm using its running statistics."""
-    G.eval()
+    """Images G(z) as uint8 (N, 28, 28) on the CPU, of a generator in eval mode."""
     x = G(z.to(next(G.parameters()).device))
     return ((x + 1) * 127.5).round().byte().squeeze(1).cpu()
 
@@ -406,230 +488,225 @@ def perturb(G, z, dims, offsets):
     return images, change.abs().mean((2, 3, 4)) / 255 * 100
 
 
-def nearest(images, others):
-    """For each uint8 image (N, 28, 28) the index of its nearest among `others` (M, 28, 28), and the
-    distance, both (N,): the root mean square difference of pixels, in grey levels of 0 to 255."""
-    x = images.flatten(1).float()
-    # 5,000 others at a time: all of them as floats take much memory.
-    distances = [torch.cdist(x, part.flatten(1).float()) / 28 for part in others.split(5000)]
-    smallest, indices = torch.cat(distances, dim=1).min(dim=1)
-    return indices, smallest
+# ----------------------------------------------------------------------------------------- figures
 
-
-# ---------------------------------------------------------------------------------------- figures
-
-WIDTH = 12  # cm, the text width of a report
-LARGEST_HEIGHT = 17  # cm
+WIDTH = 12 / 2.54  # inches, the text width of a report
+LARGEST_HEIGHT = 17 / 2.54
 STYLE = [
     "default",  # whatever the user's own settings are
     {
         "font.size": 7,
-        "axes.titlesize": 7,
+        "axes.titlesize": 8,
         "figure.titlesize": 8,
+        "figure.constrained_layout.use": True,
         "legend.frameon": False,
         "image.cmap": "gray",
         "image.interpolation": "nearest",
+        "savefig.dpi": 200,
     },
 ]
+IMAGE_SIZE = 30  # pixels of an image in a grid: 28 and the margin to the next
 
 
-def new_figure(height, layout=None):
-    """A figure of the text width and `height` cm, at 200 dpi."""
-    return Figure((WIDTH / 2.54, height / 2.54), dpi=200, layout=layout)
+def plot_images(images, title, rows, blocks=1, right=(), columns=(), caption=""):
+    """A figure of uint8 images (N, 28, 28), 8 in a row, with a rule between blocks of rows.
 
-
-def image_grid(images):
-    """uint8 images (N, 28, 28) as one, (H, W), 8 in a row with a white margin around each."""
-    return make_grid(images[:, None], nrow=8, padding=2, pad_value=255)[0].numpy()
-
-
-def images_figure(images, title, left_labels=(), right_labels=(), column_labels=(), caption=""):
-    """uint8 images (N, 28, 28), 8 in a row, with labels beside the rows and above the columns."""
-    rows = len(images) // 8
-    letter_width = 0.16  # cm, like the next ones
-    left = 0.3 + letter_width * letters_of_longest(left_labels)
-    right = 0.3 + letter_width * letters_of_longest(right_labels)
-    top = 1.1 if column_labels else 0.7
-    bottom = 0.3 + 0.35 * len(caption.splitlines())
-    image_size = min((WIDTH - left - right) / 8, (LARGEST_HEIGHT - top - bottom) / rows)
-    free_width = WIDTH - left - right - 8 * image_size
-    height = top + rows * image_size + bottom
-
-    figure = new_figure(height)
-    figure.suptitle(title, y=1 - 0.15 / height, verticalalignment="top")
-    figure.text(0.5, 0.15 / height, caption, horizontalalignment="center")
-    axes = figure.add_axes(
-        (
-            (left + free_width / 2) / WIDTH,
-            bottom / height,
-            8 * image_size / WIDTH,
-            rows * image_size / height,
-        )
-    )
-    axes.imshow(image_grid(images), vmin=0, vmax=255, extent=(0, 8, rows, 0), aspect="auto")
-    axes.set_xticks([i + 0.5 for i in range(len(column_labels))], column_labels)
-    axes.set_yticks([i + 0.5 for i in range(len(left_labels))], left_labels)
+    rows, right, columns: labels. Fewer than there are rows stand for several rows each.
+    """
+    count = len(images) // 8
+    figure = Figure((WIDTH, LARGEST_HEIGHT))
+    axes = figure.subplots()
+    axes.imshow(make_grid(images[:, None], nrow=8, padding=2, pad_value=255)[0], vmin=0, vmax=255)
+    axes.set_title(title)
+    axes.set_xlabel(caption)
+    axes.set_xticks(find_middles(columns, 8), columns, fontsize=6)
+    axes.set_yticks(find_middles(rows, count), rows)
     axes.tick_params(length=0, labeltop=True, labelbottom=False)
     axes.spines[:].set_visible(False)
-    for row, label in enumerate(right_labels):
-        axes.text(8.1, row + 0.5, label, verticalalignment="center")
+    right_axis = axes.secondary_yaxis("right")
+    right_axis.set_yticks(find_middles(right, count), right)
+    right_axis.tick_params(length=0)
+    right_axis.spines[:].set_visible(False)
+    for block in range(1, blocks):
+        edge = block * count // blocks * IMAGE_SIZE + 0.5
+        axes.axhline(edge, color="black", linewidth=0.6)
+    fit_height(figure)
     return figure
 
 
-def letters_of_longest(labels):
-    """The number of letters in the longest line."""
-    return max((len(line) for label in labels for line in label.splitlines()), default=0)
+def find_middles(labels, count):
+    """Where the labels of `count` rows or columns of a grid stand, in its pixels."""
+    return [IMAGE_SIZE * count / len(labels) * (i + 0.5) + 1 for i in range(len(labels))]
 
 
-def losses_figure(history, model):
-    """Both losses over training: the mean of each epoch, and the range of its steps as a band."""
-    figure = new_figure(7.5, layout="constrained")
+def fit_height(figure):
+    """Make a figure as high as what is in it."""
+    figure.draw_without_rendering()
+    figure.set_figheight(figure.get_tightbbox().height + 0.1)
+
+
+def plot_samples(samples, title):
+    return plot_images(samples, f"{title}: generated samples", rows=[])
+
+
+def plot_real_and_generated(real, fake, title):
+    """Two rows of real images over two of generated ones, uint8 (16, 28, 28) each."""
+    return plot_images(
+        torch.cat([real, fake]),
+        f"{title}: real test images and generated ones",
+        rows=["real", "generated"],
+        blocks=2,
+    )
+
+
+def plot_perturbation(images, response, dims, offsets, title):
+    """What `perturb` returns for 8 latent vectors: a row an offset, a block of rows a dimension."""
+    labels = []
+    for dim in dims:
+        for offset in offsets:
+            moved = f" {offset:+.4g}" if offset != 0 else ""
+            labels.append(f"z[{dim}]{moved}".replace("-", "\N{MINUS SIGN}"))
+    return plot_images(
+        images.flatten(0, 2),
+        f"{title}: one latent dimension at a time, moved by an offset",
+        rows=labels,
+        blocks=len(dims),
+        right=[f"{change:.1f}%" for change in response.flatten()],
+        columns=[f"sample {i}" for i in range(1, 9)],
+        caption="Right: response, the mean absolute change of a pixel in % of its range",
+    )
+
+
+def plot_losses(history, model):
+    """Both losses over training."""
+    figure = Figure((WIDTH, WIDTH * 0.6))
     figure.suptitle(f"{model}: losses over {len(history)} epochs")
     axes = figure.subplots()
-    D_losses = torch.stack([epoch.D_loss for epoch in history])
-    G_losses = torch.stack([epoch.G_loss for epoch in history])
-    draw_loss(axes, D_losses, "Discriminator", "tab:blue", "-")
-    draw_loss(axes, G_losses, "Generator", "tab:orange", "--")  # dashed, for black and white
-    draw_ln_2(axes, "ln 2: D is undecided")
-    axes.set_xlim(0, len(history) + 1)
-    axes.set_xlabel("Epoch (line: mean of its iterations; band: 5% to 95% of them)")
+    draw_losses(axes, history, find_limits([history]))
     axes.set_ylabel("Loss (binary cross-entropy)")
-    axes.xaxis.get_major_locator().set_params(integer=True)
     figure.legend(loc="outside lower center", ncols=3)
     return figure
 
 
-def draw_loss(axes, losses, label, colour, line):
-    """losses: (epochs, steps)."""
-    epochs = range(1, len(losses) + 1)
-    low = losses.quantile(0.05, dim=1)
-    high = losses.quantile(0.95, dim=1)
-    draw_band(axes, epochs, losses.mean(1), low, high, label, colour, line)
-
-
-def draw_band(axes, epochs, mean, low, high, label, colour, line):
-    """A line of means in a band from low to high, each of the length of epochs."""
-    marker = "o" if len(mean) == 1 else ""  # one point makes no line
-    axes.fill_between(epochs, low, high, color=colour, alpha=0.25, linewidth=0)
-    axes.plot(epochs, mean, line, color=colour, linewidth=1.6, marker=marker, label=label)
-
-
-def draw_ln_2(axes, label):
-    """The loss of a discriminator that is undecided."""
+def draw_losses(axes, history, limits):
+    """The mean of each epoch, one standard deviation of its iterations to each side, and ln 2."""
+    epochs = column(history, "epoch")
+    networks = [("D_loss", "Discriminator", "tab:blue", "-")]
+    networks += [("G_loss", "Generator", "tab:orange", "--")]  # dashed, for black and white
+    for name, label, colour, line in networks:
+        mean = column(history, f"{name}_mean")
+        deviation = column(history, f"{name}_std")
+        marker = "o" if len(history) == 1 else ""  # one point makes no line
+        axes.fill_between(
+            epochs, mean - deviation, mean + deviation, color=colour, alpha=0.25, linewidth=0
+        )
+        axes.plot(epochs, mean, line, color=colour, linewidth=1.6, marker=marker, label=label)
     # Dots far apart and in front: where D's line lies on ln 2, both can be seen.
     dots = (0, (1, 4))
+    label = "ln 2: D is undecided"
     axes.axhline(math.log(2), color="black", linewidth=1, linestyle=dots, zorder=3, label=label)
+    axes.set_ylim(limits)
+    axes.set_xlim(0, len(history) + 1)
+    axes.set_xlabel("Epoch (line: mean of its iterations; band: their standard deviation)")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    name_peak(axes, history, limits)
 
 
-def nearest_neighbours_figure(fake, real, train, title):
-    """The first 8 generated images over their nearest training images, and the median distance of
-    all: a generator that had learned its data by heart would lie far below real test images."""
-    indices, distances = nearest(fake, train)
-    _, real_distances = nearest(real, train)
-    return images_figure(
-        torch.cat([fake[:8], train[indices[:8]]]),
-        f"{title}: generated images and the nearest training images",
-        left_labels=["generated", "nearest"],
-        column_labels=[f"{distance:.1f}" for distance in distances[:8]],
-        caption=(
-            "Numbers: root mean square difference in grey levels of 0 to 255\n"
-            f"Median of {len(fake)} generated images {distances.median():.1f}, "
-            f"of {len(real)} real test images {real_distances.median():.1f}"
-        ),
-    )
+def find_limits(histories):
+    """Limits of the loss axis that show the bulk of the epochs of all these runs, and ln 2: from
+    the 1st to the 99th percentile of the means, and a usual deviation beyond."""
+    ends = [math.log(2)]
+    for history in histories:
+        for name in ["D_loss", "G_loss"]:
+            lowest, highest = np.quantile(column(history, f"{name}_mean"), [0.01, 0.99])
+            deviation = np.median(column(history, f"{name}_std"))
+            ends += [lowest - deviation, highest + deviation]
+    margin = 0.05 * (max(ends) - min(ends)) + 1e-3
+    return min(ends) - margin, max(ends) + margin
 
 
-def perturbation_figure(images, response, dims, offsets, title):
-    """What `perturb` returns for 8 latent vectors: a row an offset, a block of rows a dimension."""
-    labels = [f"z[{dim}] {offset:+.4g}" for dim in dims for offset in offsets]
-    sample = "Sample " if len(labels) <= 17 else ""  # the columns of more rows are narrow
-    figure = images_figure(
-        images.flatten(0, 2),
-        f"{title}: one latent dimension at a time, moved by an offset",
-        left_labels=[label.replace("-", "\N{MINUS SIGN}") for label in labels],
-        right_labels=[f"{change:.1f}%" for change in response.flatten()],
-        column_labels=[f"{sample}{i}" for i in range(1, 9)],
-        caption="Right: response, the mean absolute change of a pixel in % of its range",
-    )
-    axes = figure.axes[0]
-    axes.tick_params("x", labelsize=5)  # as wide as a column
-    for block in range(1, len(dims)):
-        axes.axhline(block * len(offsets), color="black", linewidth=0.6)
-    return figure
+def name_peak(axes, history, limits):
+    """Write the largest mean of an epoch beside it if it is outside the limits."""
+    highest = max(history, key=lambda row: max(row["D_loss_mean"], row["G_loss_mean"]))
+    peak = max(highest["D_loss_mean"], highest["G_loss_mean"])
+    if peak > limits[1]:
+        epoch = highest["epoch"]
+        side = "left" if epoch < len(history) / 2 else "right"
+        text = f" peak {peak:.2f} in epoch {epoch:.0f} "
+        axes.text(epoch, limits[1], text, horizontalalignment=side, verticalalignment="top")
 
 
-def samples_image(images, title):
-    """uint8 images (N, 28, 28) under a title, as a PIL image: quicker than a figure."""
-    grid = image_grid(images)
-    height, width = grid.shape
-    page = Image.new("L", (2 * width, 2 * height + 36), "white")
-    page.paste(
-        Image.fromarray(grid).resize((2 * width, 2 * height), Image.Resampling.NEAREST), (0, 36)
-    )
-    ImageDraw.Draw(page).text((8, 8), title, fill="black", font_size=20)
-    return page
+def column(history, name):
+    """A column of history.csv, (epochs,)."""
+    return np.array([row[name] for row in history])
 
 
-def samples_animation(history, model):
-    """The frames of training.gif: the samples of at most 25 epochs, the last one among them."""
-    every = math.ceil(len(history) / 25)
-    last = len(history)
-    shown = [n for n in range(1, last + 1) if (last - n) % every == 0]
-    frames = [samples_image(history[n - 1].samples, f"{model}, epoch {n}") for n in shown]
-    return [frame.quantize(16) for frame in frames]  # 16 grey levels: half the file
+# ------------------------------------------------------------------------------------------- files
 
 
-# ---------------------------------------------------------------------------- files and checkpoints
+def save(path, content):
+    """Write bytes, whole or not at all: a killed process or a full disk leaves what was there.
 
-
-@dataclass
-class Run:
-    """A run and its folder."""
-
-    folder: Path
-    settings: Settings
-    layers: dict  # what describe_layers says
-    facts: dict  # what else settings.json says
-    history: list  # an Epoch for each that is finished
-
-
-@contextlib.contextmanager
-def not_fatal(path):
-    """Around the writing of what can be made again: when a spreadsheet holds the file open, for
-    example, that costs a line on the screen and not the run."""
-    try:
-        yield
-    except OSError as error:
-        tqdm.write(f"warning: {path} was not written: {error}", file=sys.stderr)
-
-
-def save_whole(path, content):
-    """torch.save, whole or not at all: a killed process or a full disk leaves what was there."""
-    buffer = io.BytesIO()
-    torch.save(content, buffer)  # straight to a file it hides that the disk is full
+    Raises UserError when they cannot be written.
+    """
     part = path.with_name(path.name + ".part")
     try:
         with open(part, "wb") as file:
-            file.write(buffer.getbuffer())
+            file.write(content)
             file.flush()
             with contextlib.suppress(OSError):  # some network drives cannot
                 os.fsync(file.fileno())
+        os.replace(part, path)
     except OSError as error:
-        part.unlink(missing_ok=True)  # half of it
-        reason = f"{error.strerror}; what was there before is kept"
-        raise OSError(error.errno, reason, str(path)) from error
+        with contextlib.suppress(OSError):
+            part.unlink()
+        raise UserError(
+            f"{path} cannot be written ({error.strerror}); what was there before is kept"
+        ) from error
+
+
+def save_or_warn(path, content):
+    """Write what can be made again: if a spreadsheet holds it open, for example, that costs a line
+    on the screen and not the run."""
     try:
-        os.replace(part, path)
-    except PermissionError:  # on Windows something may hold a new file for a moment
-        time.sleep(1)
-        os.replace(part, path)
+        save(path, content)
+    except UserError as error:
+        tqdm.write(f"warning: {error}", file=sys.stderr)
+
+
+def as_pt(content):
+    """What torch.save writes, as bytes: straight to a file it would hide that the disk is full."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
+
+
+def as_png(figure):
+    buffer = io.BytesIO()
+    figure.savefig(buffer)
+    return buffer.getvalue()
+
+
+def as_csv(history):
+    buffer = io.StringIO()
+    table = csv.DictWriter(buffer, history[0])
+    table.writeheader()
+    for row in history:
+        table.writerow(
+            {name: "" if math.isnan(value) else f"{value:g}" for name, value in row.items()}
+        )
+    return buffer.getvalue().encode()
 
 
 @contextlib.contextmanager
 def locked(folder):
     """Make the folder and keep other runs out of it. Raises UserError if one is in it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as lock:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / ".lock", "w")  # noqa: SIM115 (closed below)
+    except OSError as error:
+        raise UserError(error) from error
+    with lock:
         try:
             import fcntl
 
@@ -643,378 +720,186 @@ def locked(folder):
         yield
 
 
-def describe_layers(G, D):
-    """{layer: {name: value}} of both networks, by which a changed layer is noticed: its type, the
-    shapes of its weights, and its public numbers and words, such as a slope. A changed forward is
-    not noticed."""
-    layers = {}
-    for path, layer in nn.ModuleDict({"G": G, "D": D}).named_modules():
-        shapes = {
-            name: tuple(weight.shape) for name, weight in layer.named_parameters(recurse=False)
-        }
-        described = {"type": type(layer).__name__, "weights": str(shapes)}
-        for name, value in vars(layer).items():
-            is_plain = isinstance(value, bool | int | float | str | tuple | None)
-            if is_plain and not name.startswith("_") and name != "training":
-                described[name] = str(value)
-        layers[path] = described
-    return layers
-
-
-def differences(before, now):
-    """A line for each value that is another one in `now`, or whose layer is in one of them only."""
-    found = []
-    for path in {**before, **now}:
-        old = before.get(path, {"type": "not there"})
-        new = now.get(path, {"type": "not there"})
-        # A name that only one of them knows is one that another PyTorch gives its layers.
-        for name in old:
-            if name in new and old[name] != new[name]:
-                found.append(f"{path} {name} was {old[name]}, is now {new[name]}")
-    return found
-
-
-def save_checkpoint(run, training):
-    """Everything needed to go on; the random numbers follow from the seed and the epoch."""
+def save_checkpoint(folder, training, description, history):
+    """What training needs to go on; the random numbers follow from the seed and the epoch."""
     checkpoint = {name: part.state_dict() for name, part in vars(training).items()}
-    checkpoint["settings"] = vars(run.settings)
-    checkpoint["layers"] = run.layers
-    checkpoint["facts"] = run.facts
-    checkpoint["history"] = [vars(epoch) for epoch in run.history]
-    save_whole(run.folder / "checkpoint.pt", checkpoint)
+    checkpoint["description"] = description
+    checkpoint["history"] = history
+    save(folder / "checkpoint.pt", as_pt(checkpoint))
 
 
-def read_checkpoint(path):
-    """What save_checkpoint wrote, with its Settings and the list of its Epochs.
+def load_checkpoint(folder, training, description):
+    """Put the checkpoint into `training`, if there is one, and return its history, a list of rows.
 
-    Raises UserError if it cannot be read.
+    Raises UserError when it cannot be read, or is of other settings or another network, or when
+    there is none, but results that training anew would replace.
     """
+    path = folder / "checkpoint.pt"
+    advice = "give another --outputs, or move that folder away"
+    if not path.exists():
+        # The first epoch is published before its checkpoint.
+        if (folder / "history.csv").exists() and len(load_history(folder)) > 1:
+            raise UserError(f"{folder} holds results, but no checkpoint.pt to go on from: {advice}")
+        return []
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        trained = [field.name for field in fields(Training)]
-        for part in [*trained, "layers", "facts"]:
-            if part not in checkpoint:
-                raise KeyError(part)
-        checkpoint["settings"] = Settings(**checkpoint["settings"])
-        checkpoint["history"] = [Epoch(**epoch) for epoch in checkpoint["history"]]
-        return checkpoint
-    except (OSError, MemoryError):
-        raise
+        before = checkpoint["description"]
+        changes = changed_settings(before["settings"], description["settings"])
+        changes += changed_networks(before, description)
+        history = checkpoint["history"]
+        if not changes:
+            for name, part in vars(training).items():
+                part.load_state_dict(checkpoint[name])
+    except OSError as error:
+        raise UserError(error) from error
     except Exception as error:  # a damaged file fails in many ways
         raise UserError(
-            f"{path} is damaged, or of another version of this script ({type(error).__name__}): "
-            "move its folder away, or give another --outputs"
+            f"{path} is damaged, or of another version of these scripts, or of a network that "
+            f"another PyTorch has ({type(error).__name__}): {advice}"
         ) from error
-
-
-def continue_run(run, training, checkpoint):
-    """Put what the checkpoint holds into `training` and `run`.
-
-    Raises UserError when it is of other settings or of another network.
-    """
-    before = {"setting": vars(checkpoint["settings"])}
-    changes = differences(before, {"setting": vars(run.settings)})
-    changes += differences(checkpoint["layers"], run.layers)
     if changes:
-        more = f"; {len(changes) - 4} more" if len(changes) > 4 else ""
-        raise UserError(
-            f"{run.folder / 'checkpoint.pt'} is of other settings or another network "
-            f"({'; '.join(changes[:4])}{more}): undo that, or train anew with another --outputs "
-            "(with --fresh, in place of this run)"
-        )
-    for name, part in vars(training).items():
-        part.load_state_dict(checkpoint[name])
-    run.facts = checkpoint["facts"]
-    run.history = checkpoint["history"]
+        raise UserError(f"{path} is of another run ({'; '.join(changes)}): undo that, or {advice}")
+    match_layout(training.G_optimizer)
+    match_layout(training.D_optimizer)
+    return history
 
 
-def save_history(run):
-    """history.csv: a row an epoch, with means and standard deviations over its steps."""
-    rows = []
-    previous = None
-    for number, epoch in enumerate(run.history, 1):
-        row = {"epoch": number}
-        for name in ("D_loss", "G_loss", "D_x", "D_G_z"):
-            values = getattr(epoch, name)
-            row[f"{name}_mean"] = f"{values.mean():.6g}"
-            row[f"{name}_std"] = f"{values.std(correction=0):.6g}"
-        row["sample_change"] = ""  # of a pixel since the epoch before, in grey levels
-        if previous is not None:
-            change = (epoch.samples.float() - previous.samples.float()).abs().mean()
-            row["sample_change"] = f"{change:.6g}"
-        row["seconds"] = f"{epoch.seconds:.6g}"
-        rows.append(row)
-        previous = epoch
-    path = run.folder / "history.csv"
-    with not_fatal(path), open(path, "w", newline="") as file:
-        table = csv.DictWriter(file, rows[0])
-        table.writeheader()
-        table.writerows(rows)
+def changed_settings(before, now):
+    """The settings that differ, a text each."""
+    changes = []
+    for name, value in now.items():
+        if before[name] != value:
+            changes.append(f"{name} was {before[name]}, is now {value}")
+    return changes
 
 
-def save_settings(run):
-    """settings.json: what is needed to repeat the run, and the machine that trained last."""
-    path = run.folder / "settings.json"
-    finished = {"model": run.settings.model, "epochs": len(run.history)}
-    with not_fatal(path):
-        path.write_text(json.dumps({**finished, **run.facts, "layers": run.layers}, indent=2))
+def changed_networks(before, now):
+    """What two descriptions print otherwise of networks and optimizers, a text a line. Another
+    PyTorch prints the same network otherwise: then there is nothing to compare."""
+    changes = []
+    if before["machine"]["torch"] == now["machine"]["torch"]:
+        for name, lines in now["networks"].items():
+            for line in difflib.ndiff(before["networks"][name], lines):
+                if line.startswith(("-", "+")):  # only before, or only now
+                    changes.append(f"{name} {' '.join(line.split())}")
+    return changes
 
 
-def save_generator(run, G_ema):
-    """generator.pt: the average alone, which compare.py or any other program can load."""
-    path = run.folder / "generator.pt"
-    with not_fatal(path):
-        save_whole(path, {name: value.cpu() for name, value in G_ema.state_dict().items()})
+def match_layout(optimizer):
+    """Give each average of Adam the memory layout of its parameter: it may have been saved on
+    another device, which has another one, and the fused Adam does not look."""
+    for parameter, state in optimizer.state.items():
+        for name in ["exp_avg", "exp_avg_sq"]:
+            if name in state:
+                state[name] = torch.empty_like(parameter).copy_(state[name])
 
 
-def save_figure(figure, path):
-    with not_fatal(path):
-        figure.savefig(path)
+def save_script(folder, model, Generator):
+    """Put the script that defines the generator beside its results."""
+    script = getattr(sys.modules[Generator.__module__], "__file__", None)
+    if script is None:
+        print("the generator has no script, so this run cannot be redrawn or compared later")
+    else:
+        save_or_warn(folder / f"{model.lower()}.py", Path(script).read_bytes())
 
 
-def draw_samples(run, number):
-    """samples_epoch_050.png and so on: the samples after the epoch of this number."""
-    title = f"{run.settings.model}, epoch {number}: generated samples"
-    figure = images_figure(run.history[number - 1].samples, title)
-    save_figure(figure, run.folder / f"samples_epoch_{number:03d}.png")
+def load_history(folder):
+    """The rows of history.csv, a dictionary of numbers each."""
+    with open(folder / "history.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    return [{name: float(value or "nan") for name, value in row.items()} for row in rows]
 
 
-def draw_latest(run):
-    path = run.folder / "samples_latest.png"
-    image = samples_image(
-        run.history[-1].samples, f"{run.settings.model}, epoch {len(run.history)}"
-    )
-    with not_fatal(path):
-        image.save(path, dpi=(200, 200))
+def load_run(folder):
+    """What a run has published: what `describe` says, the rows of its history, and its averaged
+    generator, which is made by running the script in the folder.
+
+    Raises UserError if something is missing or damaged.
+    """
+    try:
+        description = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+        settings = description["settings"]
+        history = load_history(folder)
+        weights = torch.load(folder / "generator.pt", weights_only=True)
+        script = folder / f"{settings['model'].lower()}.py"
+        script.stat()
+    except Exception as error:  # a damaged file fails in many ways
+        raise UserError(f"{folder} is not a run that can be read ({error})") from error
+    G = runpy.run_path(str(script))["Generator"](settings["latent_dim"])
+    try:
+        G.load_state_dict(weights)
+    except RuntimeError as error:
+        raise UserError(f"{folder / 'generator.pt'} is not of the network in {script}") from error
+    return description, history, G.eval()
 
 
-def draw_losses(run):
-    save_figure(losses_figure(run.history, run.settings.model), run.folder / "losses.png")
+# ------------------------------------------------------------------------------------ command line
 
 
-def draw_animation(run):
-    """training.gif: 0.2 s a frame, the last one 2 s."""
-    path = run.folder / "training.gif"
-    first, *others = samples_animation(run.history, run.settings.model)
-    durations = [200 for _ in others]  # milliseconds
-    durations.append(2000)
-    with not_fatal(path):
-        first.save(path, save_all=True, append_images=others, loop=0, duration=durations)
+SETTINGS = ["batch_size", "learning_rate", "r1_gamma", "latent_dim", "seed", "precision", "limit"]
 
 
-def draw_generated(run, G_ema, train_images, test_images, dims, offsets):
-    """The figures for which the generator makes images. The other images: uint8 (N, 28, 28)."""
-    title = f"{run.settings.model}, epoch {len(run.history)}"
-    z = latent_vectors(run.settings.latent_dim)
-    fake = generate(G_ema, z)
-    real = test_images[: len(fake)]
-    beside = images_figure(
-        torch.cat([real[:8], fake[:8]]),
-        f"{title}: real test images and generated ones",
-        left_labels=["real", "generated"],
-    )
-    save_figure(beside, run.folder / "real_vs_generated.png")
-    neighbours = nearest_neighbours_figure(fake, real, train_images, title)
-    save_figure(neighbours, run.folder / "nearest_neighbours.png")
-    images, response = perturb(G_ema, z[:8], dims, offsets)
-    grid = perturbation_figure(images, response, dims, offsets, title)
-    save_figure(grid, run.folder / "latent_perturbation.png")
-
-
-def publish_latest(run, G_ema):
-    """What is written anew after every epoch."""
-    save_history(run)
-    save_settings(run)
-    save_generator(run, G_ema)
-    draw_latest(run)
-
-
-def publish_epoch(run, G_ema, sample_every):
-    """What appears during training."""
-    number = len(run.history)
-    if number == 1:  # only now: until then the folder may hold an earlier run and its checkpoint
-        remove_results(run.folder)
-    publish_latest(run, G_ema)
-    if number % sample_every == 0:
-        draw_samples(run, number)
-        draw_losses(run)
-
-
-def publish_run(run, G_ema, train_images, test_images, sample_every, dims, offsets):
-    """Every table and figure, and the generator."""
-    publish_latest(run, G_ema)
-    draw_losses(run)
-    last = len(run.history)
-    for number in range(1, last + 1):
-        if number % sample_every == 0 or number == last:
-            draw_samples(run, number)
-    draw_animation(run)
-    draw_generated(run, G_ema, train_images, test_images, dims, offsets)
-
-
-def remove_results(folder):
-    """Remove what an earlier run left: figures and numbered images."""
-    names = ["losses.png", "real_vs_generated.png", "nearest_neighbours.png"]
-    names += ["latent_perturbation.png", "training.gif"]
-    for path in folder.glob("samples_epoch_*.png"):
-        if path.stem.removeprefix("samples_epoch_").isdigit():
-            names.append(path.name)
-    for name in names:
-        with not_fatal(folder / name):
-            (folder / name).unlink(missing_ok=True)
-    remove_numbered(folder / "images")
-
-
-def remove_numbered(folder):
-    """Remove 00000.png and so on, and nothing else."""
-    for path in folder.glob("*.png"):
-        if path.stem.isdigit() and len(path.stem) >= 5:
-            with not_fatal(path):
-                path.unlink()
-
-
-def save_images(folder, G, count, latent_dim):
-    """Put so many generated images into `folder`, 00000.png and so on, instead of earlier ones."""
-    folder.mkdir(exist_ok=True)
-    remove_numbered(folder)
-    random = torch.Generator().manual_seed(IMAGES_SEED)
-    for start in range(0, count, 100):  # always whole hundreds: image 7 is the same of any count
-        images = generate(G, torch.randn(100, latent_dim, generator=random))
-        for number, image in enumerate(images[: count - start], start):
-            Image.fromarray(image.numpy()).save(folder / f"{number:05d}.png")
-
-
-# ----------------------------------------------------------------------------------- command line
-
-
-def between(kind, lowest, highest=math.inf):
+def number(kind, lowest, highest=math.inf):
     """A type for argparse: an int or a float in a range."""
 
-    def number(text):
-        value = kind(text)
+    def convert(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
         if not lowest <= value <= highest:
-            limits = f"from {lowest} to {highest}" if highest < math.inf else f"at least {lowest}"
-            raise argparse.ArgumentTypeError(f"{text} is not {limits}")
+            raise argparse.ArgumentTypeError(
+                f"{text} is not {kind.__name__} from {lowest} to {highest} (several: with spaces)"
+            )
         return value
 
-    return number
+    return convert
 
 
-def parse_arguments(name, argv):
+def parse_arguments(model, argv):
     """The command line of both scripts."""
     parser = argparse.ArgumentParser(
-        description=f"Train the {name} on FashionMNIST and draw its figures. The same command "
+        description=f"Train the {model} on FashionMNIST and draw its figures. The same command "
         "again goes on with an unfinished run.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
     )
     add = parser.add_argument
     add("--data", type=Path, default="data", help="folder of the images")
     add("--outputs", type=Path, default="outputs", help="folder of all results")
-    way = parser.add_mutually_exclusive_group()
-    way.add_argument("--fresh", action="store_true", help="start over and replace the run")
-    way.add_argument(
-        "--redraw",
-        action="store_true",
-        help="draw every figure of the epochs there are and train nothing; the settings of the "
-        "training are the run's own and need not be given",
-    )
-    add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to compute")
-    add(
-        "--precision",
-        choices=("auto", "float32", "bfloat16"),
-        default="auto",
-        help="auto: bfloat16 on CPUs that are faster in it, else float32",
-    )
-    add("--epochs", type=between(int, 1), default=200, help="train up to this epoch")
-    add("--batch-size", type=between(int, 2), default=128, help="images per step")
-    add("--learning-rate", type=between(float, 1e-9, 1), default=1e-3, help="of both networks")
-    add(
-        "--r1-gamma",
-        type=between(float, 0),
-        default=1.0,
-        help="weight of the R1 penalty; 0: none. Our loss is the mean of its halves, so 1 is 2 in "
-        "the paper's scale",
-    )
-    add("--latent-dim", type=between(int, 1), default=100, help="length of the latent vector z")
-    add("--seed", type=between(int, 0, 2**32), default=0, help="of all random numbers")
-    add("--limit", type=between(int, 2), default=60_000, help="train on the first so many images")
-    add("--sample-every", type=between(int, 1), default=50, help="epochs between sample grids")
-    add("--images", type=between(int, 0), default=0, help="write so many images as single PNGs")
-    add(
-        "--perturb-dims",
-        type=between(int, 0),
-        nargs="+",
-        help="dimensions of z to move; if None, five spread over z",
-    )
-    add(
-        "--perturb-offsets",
-        type=between(float, -1000, 1000),
-        nargs="+",
-        default=[-2.0, 0.0, 2.0],
-        help="how far to move them, in standard deviations of z",
-    )
+    add("--redraw", action="store_true", help="train nothing, draw the figures of the run again")
+    add("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto", help="computes")
+    add("--precision", choices=["auto", "float32", "bfloat16"], default="auto", help="of products")
+    add("--epochs", type=number(int, 1), default=200, help="train up to this epoch")
+    add("--batch-size", type=number(int, 2), default=128, help="images per step")
+    add("--learning-rate", type=number(float, 1e-9, 1), default=1e-3, help="of both networks")
+    add("--r1-gamma", type=number(float, 0), default=1.0, help="weight of the R1 penalty")
+    add("--latent-dim", type=number(int, 1), default=100, help="length of the latent vector z")
+    add("--seed", type=number(int, 0, 2**32), default=0, help="of all random numbers")
+    add("--limit", type=number(int, 2), default=60_000, help="train on the first so many images")
+    add("--sample-every", type=number(int, 1), default=50, help="epochs between sample grids")
+    add("--perturb-dims", type=number(int, 0), nargs="+", help="of z, to move; None: five")
+    offset = number(float, -1000, 1000)
+    add("--perturb-offsets", type=offset, nargs="+", default=[-2.0, 0.0, 2.0], help="how far")
     args = parser.parse_args(argv)
-    dims = 5 if args.perturb_dims is None else len(args.perturb_dims)
-    if dims * len(args.perturb_offsets) > 40:
-        parser.error("--perturb-dims times --perturb-offsets: a page has room for 40 rows")
+    for name in ["epochs", "device", *SETTINGS]:
+        if args.redraw and getattr(args, name) != parser.get_default(name):
+            print(f"--redraw trains nothing: --{name.replace('_', '-')} is not used")
     return args
 
 
 def choose_device(name):
-    """The torch.device of that name; "auto": CUDA, else Apple's MPS, else the CPU, the first that
-    computes. Raises UserError if it does not."""
-    available = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
-    names = list(available) if name == "auto" else [name]
-    for candidate in names:
-        if not available[candidate]:
-            continue
-        try:
-            x = torch.ones(1, 1, 8, 8, device=candidate)
-            F.conv2d(x, x).item()
-            return torch.device(candidate)
-        except RuntimeError as error:  # a card that is busy, or too old for this PyTorch
-            print(f"{candidate} cannot compute: {str(error).splitlines()[0]}", file=sys.stderr)
-    raise UserError(f"--device {name} cannot be used on this machine: try --device cpu")
-
-
-def choose_dtype(precision, device):
-    """The type to compute in; "auto": bfloat16 on CPUs that multiply it faster, else float32."""
-    if precision == "auto":
-        cpu = torch.cpu.get_capabilities()
-        is_fast = cpu.get("amx_bf16") or cpu.get("avx512_bf16")
-        precision = "bfloat16" if device.type == "cpu" and is_fast else "float32"
-    return getattr(torch, precision)
-
-
-def respect_cpu_quota():
-    """No more threads than the cores that a container may use."""
-    with contextlib.suppress(OSError, ValueError):  # there is no quota
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        cores = max(1, int(quota) // int(period))
-        torch.set_num_threads(min(torch.get_num_threads(), cores))
-
-
-def describe_run(args, training, device, dtype):
-    """What settings.json says beside the settings of the training."""
-    return {
-        "options": {
-            name: str(value) if isinstance(value, Path) else value
-            for name, value in vars(args).items()
-        },
-        "device": device.type,
-        "precision": str(dtype).removeprefix("torch."),
-        "torch": str(torch.__version__),  # its own type is not for a checkpoint
-        "python": platform.python_version(),
-        "threads": torch.get_num_threads(),
-        "parameters": {
-            "G": sum(weight.numel() for weight in training.G.parameters()),
-            "D": sum(weight.numel() for weight in training.D.parameters()),
-        },
-    }
+    """The torch.device of that name; "auto": CUDA, else Apple's MPS, else the CPU. Raises UserError
+    if it cannot compute."""
+    if name == "auto":
+        name = "mps" if torch.backends.mps.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else name
+    try:
+        torch.ones(1, device=name).item()
+    except (RuntimeError, AssertionError) as error:  # not there, busy, or too old for this PyTorch
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--device {name} cannot be used ({reason}): try --device cpu") from error
+    return torch.device(name)
 
 
 def choose_dims(dims, latent_dim):
@@ -1026,104 +911,119 @@ def choose_dims(dims, latent_dim):
     return dims
 
 
-def choose_settings(name, args):
-    """The Settings of the training that the command line asks for."""
-    return Settings(
-        model=name,
-        batch_size=args.batch_size,
-        learning_rate=args.learning_rate,
-        r1_gamma=args.r1_gamma,
-        latent_dim=args.latent_dim,
-        seed=args.seed,
-        precision=args.precision,
-        limit=args.limit,
-    )
+def describe(training, settings, device, dtype):
+    """What settings.json says: the settings, the networks and optimizers as PyTorch prints them,
+    and the machine, for information."""
+    networks = {}
+    for name in ["G", "D", "G_optimizer", "D_optimizer"]:
+        networks[name] = str(getattr(training, name)).splitlines()
+    machine = {
+        "device": device.type,
+        "precision": str(dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "processor": platform.processor() or platform.machine(),
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),  # its own type is not for a checkpoint
+    }
+    return {"settings": settings, "networks": networks, "machine": machine}
 
 
-def run_model(name, Generator, Discriminator, args):
-    """Train, continue or only redraw the model as `args` say, and draw every figure."""
-    folder = args.outputs / name.lower()
-    path = folder / "checkpoint.pt"
-    if args.redraw and not path.exists():
-        raise UserError(f"{path} is not there: nothing to redraw before an epoch is finished")
-    if not path.exists() and (folder / "generator.pt").is_file() and not args.fresh:
-        raise UserError(
-            f"{folder} holds the results of a run, but no checkpoint.pt to go on from: give "
-            "another --outputs, or replace them with --fresh"
-        )
+def publish_epoch(folder, G_ema, model, history, samples, sample_every):
+    """What everybody but the training reads of an epoch."""
+    weights = {name: value.cpu() for name, value in G_ema.state_dict().items()}
+    save_or_warn(folder / "generator.pt", as_pt(weights))
+    save_or_warn(folder / "history.csv", as_csv(history))
+    grid = as_png(plot_samples(samples, f"{model}, epoch {len(history)}"))
+    save_or_warn(folder / "samples_latest.png", grid)
+    if len(history) % sample_every == 0:
+        save_or_warn(folder / f"samples_epoch_{len(history):03d}.png", grid)
+
+
+def draw_figures(folder, G, history, settings, test_images, args):
+    """The figures of a whole run; test_images: uint8 (N, 28, 28)."""
+    title = f"{settings['model']}, epoch {len(history)}"
+    z = latent_vectors(settings["latent_dim"])
+    samples = generate(G, z)
+    dims = choose_dims(args.perturb_dims, settings["latent_dim"])
+    offsets = args.perturb_offsets
+    images, response = perturb(G, z[:8], dims, offsets)
+    figures = {
+        "losses.png": plot_losses(history, settings["model"]),
+        f"samples_epoch_{len(history):03d}.png": plot_samples(samples, title),
+        "real_vs_generated.png": plot_real_and_generated(test_images[:16], samples[:16], title),
+        "latent_perturbation.png": plot_perturbation(images, response, dims, offsets, title),
+    }
+    for name, figure in figures.items():
+        save_or_warn(folder / name, as_png(figure))
+
+
+def redraw(folder, args):
+    """Draw the figures of a run from what it has published."""
+    description, history, G = load_run(folder)
+    _, test_set = load_fashion_mnist(args.data)
+    draw_figures(folder, G, history, description["settings"], test_set.data, args)
+
+
+def run_model(model, Generator, Discriminator, folder, args):
+    """Train a model, or go on training it, and draw its figures."""
     device = choose_device(args.device)
     respect_cpu_quota()
+    dtype = choose_dtype(args.precision, device)
+    settings = {"model": model}
+    for name in SETTINGS:
+        settings[name] = getattr(args, name)
+    choose_dims(args.perturb_dims, args.latent_dim)  # rather now than after the training
     train_set, test_set = load_fashion_mnist(args.data)
+    images = train_set.data[: args.limit, None].to(device)
+    if args.batch_size > len(images):
+        raise UserError(f"--batch-size {args.batch_size}: more than the {len(images)} images")
     with locked(folder):
-        checkpoint = None
-        if path.exists() and not args.fresh:
-            checkpoint = read_checkpoint(path)
-        settings = checkpoint["settings"] if args.redraw else choose_settings(name, args)
-        dtype = choose_dtype(settings.precision, device)
-        train_images = train_set.data[: settings.limit]
-        if settings.batch_size > len(train_images):
-            raise UserError(
-                f"--batch-size {settings.batch_size}: more than the {len(train_images)} images"
-            )
-        dims = choose_dims(args.perturb_dims, settings.latent_dim)
-
         training = new_training(Generator, Discriminator, settings, device)
-        facts = describe_run(args, training, device, dtype)
-        layers = describe_layers(training.G, training.D)
-        run = Run(folder, settings, layers, facts, history=[])
-        if checkpoint is not None:
-            continue_run(run, training, checkpoint)
-        done = len(run.history)
-        print(f"{name} on {device} in {facts['precision']}: {done} epochs done", flush=True)
-        if done < args.epochs and not args.redraw:
-            run.facts = facts  # a run that trains no more keeps those of its training
-            images = train_images[:, None].to(device)
-            train(run, training, images, args.epochs, dtype, args.sample_every)
-
-        G_ema = training.G_ema
-        offsets = args.perturb_offsets
-        publish_run(run, G_ema, train_images, test_set.data, args.sample_every, dims, offsets)
-        if args.images:
-            save_images(folder / "images", G_ema, args.images, settings.latent_dim)
-    print(f"figures in {folder}")
+        description = describe(training, settings, device, dtype)
+        history = load_checkpoint(folder, training, description)
+        done = len(history)
+        precision = description["machine"]["precision"]
+        print(f"{model} on {device} in {precision}: {done} epochs done", flush=True)
+        epochs = range(done + 1, args.epochs + 1)
+        if epochs:
+            save_or_warn(folder / "settings.json", json.dumps(description, indent=2).encode())
+            save_script(folder, model, Generator)
+        else:
+            print(f"--epochs {args.epochs}: nothing to train")
+        for row, samples in train(training, images, settings, epochs, dtype):
+            history.append(row)
+            # Before the checkpoint: if the run is killed in between, the epoch is trained again.
+            publish_epoch(folder, training.G_ema, model, history, samples, args.sample_every)
+            save_checkpoint(folder, training, description, history)
+        draw_figures(folder, training.G_ema, history, settings, test_set.data, args)
 
 
 @contextlib.contextmanager
-def errors_for_people(when_stopped, when_out_of_memory):
-    """What the user can mend ends the program with one line; a mistake keeps its traceback.
-
-    when_stopped, when_out_of_memory: what to say after Ctrl-C, and what needs less memory.
-    """
+def errors_for_people(when_out_of_memory):
+    """What the user can mend ends the program with one line; a mistake keeps its traceback."""
     try:
         yield
     except KeyboardInterrupt:
-        print(f"\nstopped: {when_stopped}", file=sys.stderr)
+        print("\nstopped: the same command goes on", file=sys.stderr)
         sys.exit(130)  # as shells have it
-    except (UserError, OSError) as error:
+    except UserError as error:
         sys.exit(f"error: {error}")
-    except MemoryError:
-        sys.exit(f"error: out of memory: {when_out_of_memory}")
-    except RuntimeError as error:
-        if "out of memory" in str(error) or "tried to allocate" in str(error):
+    except (MemoryError, RuntimeError) as error:
+        text = f"{type(error).__name__} {error}"
+        if "MemoryError" in text or "out of memory" in text or "tried to allocate" in text:
             sys.exit(f"error: out of memory: {when_out_of_memory}")
         raise
 
 
-def main(name, Generator, Discriminator, argv=None):
-    """Run a script's command line; `name` is the model's, for titles and the folder."""
-    args = parse_arguments(name, argv)
-    when_stopped = (
-        "the same command goes on after the last finished epoch, if there is one; with --redraw it "
-        "draws the figures of the epochs there are"
-    )
-    if args.fresh:
-        when_stopped = (
-            "without --fresh the same command goes on from checkpoint.pt, which is still the one "
-            "of the run before if no epoch was finished; with --redraw it draws the figures"
-        )
-    when_out_of_memory = "--device cpu or, with another --outputs, a smaller --batch-size may help"
-    with (
-        errors_for_people(when_stopped, when_out_of_memory),
-        matplotlib.style.context(STYLE),
-    ):
-        run_model(name, Generator, Discriminator, args)
+def main(model, Generator, Discriminator, argv=None):
+    """Run a script's command line; `model` is the name for titles and the folder."""
+    args = parse_arguments(model, argv)
+    folder = args.outputs / model.lower()
+    advice = "--device cpu or, with another --outputs, a smaller --batch-size may help"
+    with errors_for_people(advice), matplotlib.style.context(STYLE):
+        if args.redraw:
+            redraw(folder, args)
+        else:
+            run_model(model, Generator, Discriminator, folder, args)
+    print(f"figures in {folder.resolve()}")

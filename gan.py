@@ -1,12 +1,13 @@
 """GAN on FashionMNIST: fully connected networks (after Goodfellow et al. 2014, arXiv:1406.2661).
 
 Run `python gan.py` to train for 200 epochs and write figures and checkpoints to outputs/gan/;
-`python gan.py --help` lists the options. How it is trained stands in common.py.
+`python gan.py --help` lists the options. common.py trains it.
 """
 
-from torch import nn
+import common  # before torch: common.py says why
 
-import common
+# isort: split
+from torch import nn
 
 
 class Generator(nn.Module):

@@ -4,11 +4,12 @@ Both train the same networks on the same images, in turns. The tutorial's loop i
 is mostly written: DataLoader with ToTensor and Normalize, float32, plain layers, a pass of D each
 for real and fake images, fresh z for the generator's step, probabilities and binary cross-entropy,
 .item() at every step. It has our Adam (0.001, no momentum), but neither the R1 penalty nor a moving
-average.
+average. `--beside` measures ours alone and beside a second training on the same machine.
 """
 
 import argparse
 import statistics
+import subprocess
 import sys
 import time
 from itertools import islice
@@ -17,19 +18,20 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
+import common  # noqa: E402 (before torch)
+
+# isort: split
 import torch  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.utils.data import DataLoader  # noqa: E402
 from torchvision import transforms  # noqa: E402
 
-import common  # noqa: E402
 import dcgan  # noqa: E402
 import gan  # noqa: E402
 
 MODELS = {"GAN": gan, "DCGAN": dcgan}
 STEPS = {"GAN": 160, "DCGAN": 32}  # that are timed, in each round
 WARM_UP = 4  # steps before them; ours has its penalty in every fourth
-ROUNDS = 3
 BATCH = 128
 LATENT_DIM = 100
 
@@ -45,9 +47,8 @@ def tutorial_batches(folder):
 
 def train_tutorial(G, D, batches, steps, device):
     """So many steps; D gives logits. Returns the losses of each step, (D's, G's)."""
-    adam = {"lr": 1e-3, "betas": (0.0, 0.999)}
-    G_optimizer = torch.optim.Adam(G.parameters(), **adam)
-    D_optimizer = torch.optim.Adam(D.parameters(), **adam)
+    G_optimizer = torch.optim.Adam(G.parameters(), lr=1e-3, betas=(0.0, 0.999))
+    D_optimizer = torch.optim.Adam(D.parameters(), lr=1e-3, betas=(0.0, 0.999))
     cross_entropy = nn.BCELoss()
     losses = []
     for images, _ in islice(batches, steps):
@@ -79,41 +80,57 @@ def now(device):
     return time.perf_counter()
 
 
-class Stopwatch:
-    """Takes the place of the progress bar and notes when warm-up and training are over."""
-
-    def __init__(self, steps, device):
-        self.noted_after = (WARM_UP, WARM_UP + steps)
-        self.device = device
-        self.done = 0
-        self.times = []
-
-    def update(self):
-        self.done += 1
-        if self.done in self.noted_after:
-            self.times.append(now(self.device))
-
-
 def tutorial_seconds(module, steps, folder, device):
-    G = module.Generator(LATENT_DIM).layers.to(device)  # without dcgan.apply_layers
+    """A step's seconds."""
+    G = module.Generator(LATENT_DIM).layers.to(device)  # without common.run_layers
     D = module.Discriminator().to(device)
     batches = tutorial_batches(folder)
     train_tutorial(G, D, batches, WARM_UP, device)
     start = now(device)
     train_tutorial(G, D, batches, steps, device)
-    return now(device) - start
+    return (now(device) - start) / steps
 
 
 def our_seconds(module, steps, folder, device):
-    settings = common.Settings("", BATCH, 1e-3, 1.0, LATENT_DIM, 0, "auto", 60_000)
+    """A step's seconds, of an epoch of so many steps."""
+    settings = {"batch_size": BATCH, "learning_rate": 1e-3, "r1_gamma": 1.0}
+    settings |= {"latent_dim": LATENT_DIM, "seed": 0}
     training = common.new_training(module.Generator, module.Discriminator, settings, device)
-    dtype = common.choose_dtype(settings.precision, device)
+    dtype = common.choose_dtype("auto", device)
     train_set, _ = common.load_fashion_mnist(folder)
-    images = train_set.data[: BATCH * (WARM_UP + steps), None].to(device)
-    stopwatch = Stopwatch(steps, device)
-    common.train_epoch(training, images, 1, settings, dtype, stopwatch)
-    start, end = stopwatch.times
-    return end - start
+    images = train_set.data[:, None].to(device)
+    for count in (WARM_UP, steps):
+        start = now(device)
+        list(common.train(training, images[: BATCH * count], settings, range(1, 2), dtype))
+        seconds = now(device) - start
+    return seconds / steps
+
+
+def compare_with_tutorial(model, steps, folder, device, rounds):
+    tutorial = []
+    ours = []
+    for _ in range(rounds):
+        tutorial.append(BATCH / tutorial_seconds(MODELS[model], steps, folder, device))
+        ours.append(BATCH / our_seconds(MODELS[model], steps, folder, device))
+    ratios = [our / its for our, its in zip(ours, tutorial, strict=True)]
+    print(
+        f"{model}: tutorial {statistics.median(tutorial):,.0f} images a second, "
+        f"ours {statistics.median(ours):,.0f}, {statistics.median(ratios):.2f} times as many "
+        f"({min(ratios):.2f} to {max(ratios):.2f} in {rounds} rounds)",
+        flush=True,
+    )
+
+
+def compare_with_neighbour(model, steps, folder, device):
+    """Alone, and beside a process that trains the same."""
+    alone = our_seconds(MODELS[model], steps, folder, device)
+    command = [sys.executable, __file__, "--model", model, "--forever", "--data", folder]
+    neighbour = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    time.sleep(15)  # until it trains
+    beside = our_seconds(MODELS[model], steps, folder, device)
+    neighbour.kill()
+    threads = torch.get_num_threads()
+    print(f"{model}, {threads} threads: {alone:.4f} s a step alone, {beside:.4f} beside another")
 
 
 def main():
@@ -121,24 +138,22 @@ def main():
     parser.add_argument("--model", choices=MODELS, help="one of them only")
     parser.add_argument("--data", type=Path, default=ROOT / "data")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, help="in each round")
+    parser.add_argument("--beside", action="store_true", help="alone and beside another training")
+    parser.add_argument("--forever", action="store_true", help="only train: the other one")
     args = parser.parse_args()
     device = common.choose_device(args.device)
     common.respect_cpu_quota()
     common.load_fashion_mnist(args.data)
     for model in [args.model] if args.model else MODELS:
-        task = MODELS[model], STEPS[model], args.data, device
-        tutorial = []
-        ours = []
-        for _ in range(ROUNDS):
-            tutorial.append(BATCH * STEPS[model] / tutorial_seconds(*task))
-            ours.append(BATCH * STEPS[model] / our_seconds(*task))
-        ratios = [our / its for our, its in zip(ours, tutorial, strict=True)]
-        print(
-            f"{model}: tutorial {statistics.median(tutorial):,.0f} images a second, "
-            f"ours {statistics.median(ours):,.0f}, {statistics.median(ratios):.2f} times as many "
-            f"({min(ratios):.2f} to {max(ratios):.2f} in {ROUNDS} rounds)",
-            flush=True,
-        )
+        steps = args.steps or STEPS[model]
+        while args.forever:
+            our_seconds(MODELS[model], steps, args.data, device)
+        if args.beside:
+            compare_with_neighbour(model, steps, args.data, device)
+        else:
+            compare_with_tutorial(model, steps, args.data, device, args.rounds)
 
 
 if __name__ == "__main__":

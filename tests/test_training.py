@@ -2,14 +2,14 @@
 
 import copy
 import math
-from dataclasses import replace
 
+import common  # before torch
+
+# isort: split
 import pytest
 import torch
 from torch import nn
-from tqdm import tqdm
 
-import common
 import dcgan
 import gan
 
@@ -37,10 +37,11 @@ def real_and_z(count, dtype=torch.float32):
 
 
 def our_step(G, D, real, z, r1_weight=0, dtype=torch.float32, learning_rate=0.1):
-    """One step of ours; returns its losses and probabilities."""
+    """One step of ours; returns what it records, {name: scalar}."""
     optimizers = descent(G, learning_rate), descent(D, learning_rate)
     training = common.Training(G, D, copy.deepcopy(G), *optimizers)
-    return common.train_step(training, real, z, r1_weight, dtype)
+    recorded = common.train_step(training, real, z, r1_weight, dtype)
+    return dict(zip(common.RECORDED, recorded, strict=True))
 
 
 def textbook_step(G, D, real, z, learning_rate=0.1):
@@ -60,7 +61,14 @@ def textbook_step(G, D, real, z, learning_rate=0.1):
     G_loss = cross_entropy(D(G(z)).sigmoid(), one)
     G_loss.backward(inputs=list(G.parameters()))
     G_optimizer.step()
-    return {"D_loss": D_loss, "G_loss": G_loss, "D_x": D_x.mean(), "D_G_z": D_G_z.mean()}
+    D_right = torch.tensor(sum(x > y for x, y in zip(D_x, D_G_z, strict=True)) / len(real))
+    return {
+        "D_loss": D_loss,
+        "G_loss": G_loss,
+        "D_x": D_x.mean(),
+        "D_G_z": D_G_z.mean(),
+        "D_right": D_right,
+    }
 
 
 def test_a_step_is_the_textbooks(networks):
@@ -82,7 +90,7 @@ def test_bfloat16_is_float32_but_for_rounding(networks):
     real, z = real_and_z(32)
     exact = our_step(*copy.deepcopy(networks), real, z, r1_weight=4.0)
     rounded = our_step(*networks, real, z, r1_weight=4.0, dtype=torch.bfloat16)
-    for name in exact:
+    for name in ("D_loss", "G_loss", "D_x", "D_G_z"):
         assert rounded[name].item() == pytest.approx(exact[name].item(), rel=0.02)
         assert rounded[name] != exact[name]
     G, D = networks
@@ -160,21 +168,17 @@ def test_a_step_descends_on_the_loss_plus_gamma_times_the_penalty(networks):
 # -------------------------------------------------------------------------------------- the epoch
 
 
-SMALL = common.Settings(
-    model="GAN",
-    batch_size=4,
-    learning_rate=0.1,
-    r1_gamma=0.0,
-    latent_dim=5,
-    seed=0,
-    precision="float32",
-    limit=12,
-)
+SMALL = {"batch_size": 4, "learning_rate": 0.1, "r1_gamma": 0.0, "latent_dim": 5, "seed": 0}
 
 
-def train_epoch(training, images, epoch, settings, bar=None):
-    bar = bar or tqdm(disable=True)
-    return common.train_epoch(training, images, epoch, settings, torch.float32, bar)
+def train_epochs(training, images, settings, epochs):
+    """Train in epochs 1 to `epochs`; returns their rows."""
+    numbers = range(1, epochs + 1)
+    return [row for row, _ in common.train(training, images, settings, numbers, torch.float32)]
+
+
+def new_training(Generator, Discriminator, settings):
+    return common.new_training(Generator, Discriminator, settings, CPU)
 
 
 class SmallGenerator(nn.Module):
@@ -213,29 +217,33 @@ class OnePixel(nn.Module):
         return self.weight * (x[:, :, 0, 0] - 1)
 
 
-class Noted:
-    """Takes the place of the progress bar, and notes a value after every step."""
+@pytest.fixture
+def after_each_step(monkeypatch):
+    """A function to call after each step of a training, before the average follows."""
+    functions = []
+    update_average = common.update_average
 
-    def __init__(self, value):
-        self.value = value
-        self.values = []
+    def update(G_ema, G, step):
+        for function in functions:
+            function(G)
+        update_average(G_ema, G, step)
 
-    def update(self):
-        self.values.append(self.value.detach().clone())
+    monkeypatch.setattr(common, "update_average", update)
+    return functions.append
 
 
-def test_the_penalty_comes_every_fourth_step_four_times_as_much():
-    settings = replace(SMALL, r1_gamma=0.5, batch_size=2)
-    training = common.new_training(WhiteGenerator, OnePixel, settings, CPU)
+def test_the_penalty_comes_every_fourth_step_four_times_as_much(after_each_step):
+    settings = {**SMALL, "r1_gamma": 0.5, "batch_size": 2}
+    training = new_training(WhiteGenerator, OnePixel, settings)
     weight = training.D.weight
     training.D_optimizer = torch.optim.SGD([weight], lr=0.1)
+    found = []
+    after_each_step(lambda G: found.append(weight.item()))
     white = torch.full((12, 1, 28, 28), 255, dtype=torch.uint8)
-    bar = Noted(weight)
-    for epoch in (1, 2):  # of six steps each: the count goes on
-        train_epoch(training, white, epoch, settings, bar)
+    train_epochs(training, white, settings, 2)  # of six steps each: the count goes on
     after_one = 1 - 0.1 * 4 * 0.5
     expected = [after_one] * 4 + [after_one**2] * 4 + [after_one**3] * 4
-    assert torch.cat(bar.values).tolist() == pytest.approx(expected)
+    assert found == pytest.approx(expected)
 
 
 def test_an_epoch_shows_every_image_once_in_a_new_order():
@@ -248,27 +256,25 @@ def test_an_epoch_shows_every_image_once_in_a_new_order():
 
     greys = [0, 20, 40, 60, 80, 100, 120, 140, 160, 180, 200, 220]
     images = torch.tensor(greys, dtype=torch.uint8).view(12, 1, 1, 1).expand(12, 1, 28, 28)
-    training = common.new_training(WhiteGenerator, Watching, SMALL, CPU)
-    orders = []
-    for epoch in (1, 2):
-        seen.clear()
-        train_epoch(training, images, epoch, SMALL)
-        order = [round((pixel + 1) * 127.5) for pixel in seen if pixel != 1]  # 1 is a fake image
-        assert sorted(order) == greys
-        assert order != greys
-        orders.append(order)
-    assert orders[0] != orders[1]
+    training = new_training(WhiteGenerator, Watching, SMALL)
+    seen.clear()
+    train_epochs(training, images, SMALL, 2)
+    order = [round((pixel + 1) * 127.5) for pixel in seen if pixel != 1]  # 1 is a fake image
+    first, second = order[:12], order[12:]
+    assert sorted(first) == sorted(second) == greys
+    assert first != greys
+    assert first != second
 
 
-def test_the_moving_average_follows_its_formula():
-    training = common.new_training(SmallGenerator, gan.Discriminator, SMALL, CPU)
+def test_the_moving_average_follows_its_formula(after_each_step):
+    training = new_training(SmallGenerator, gan.Discriminator, SMALL)
     average = training.G.linear.weight.detach().clone()
+    weights = []
+    after_each_step(lambda G: weights.append(G.linear.weight.detach().clone()))
     images = torch.randint(256, (12, 1, 28, 28), dtype=torch.uint8)
-    bar = Noted(training.G.linear.weight)
-    for epoch in (1, 2, 3):
-        train_epoch(training, images, epoch, SMALL, bar)
-    assert len(bar.values) == 9
-    for step, weight in enumerate(bar.values):
+    train_epochs(training, images, SMALL, 3)
+    assert len(weights) == 9
+    for step, weight in enumerate(weights):
         d = (1 + step) / (10 + step)
         average = d * average + (1 - d) * weight
     torch.testing.assert_close(training.G_ema.linear.weight, average)
@@ -276,9 +282,9 @@ def test_the_moving_average_follows_its_formula():
 
 def test_batch_norm_of_the_average_is_measured_for_its_own_weights():
     """The sum w z + b of normally distributed z has the mean b and the variance |w|^2."""
-    training = common.new_training(SmallGenerator, gan.Discriminator, SMALL, CPU)
+    training = new_training(SmallGenerator, gan.Discriminator, SMALL)
     images = torch.randint(256, (12, 1, 28, 28), dtype=torch.uint8)
-    train_epoch(training, images, 1, SMALL)
+    train_epochs(training, images, SMALL, 1)
     linear = training.G_ema.linear
     norm = training.G_ema.norm
     variance = linear.weight.square().sum(1)
@@ -286,19 +292,124 @@ def test_batch_norm_of_the_average_is_measured_for_its_own_weights():
     torch.testing.assert_close(norm.running_var, variance, rtol=0.15, atol=0)
 
 
-# ------------------------------------------------------------------------ networks that are refused
+def test_the_row_of_an_epoch_is_that_of_its_steps(monkeypatch):
+    """Means and standard deviations over the steps, the change of the samples between epochs."""
+    steps = []
+    train_step = common.train_step
+
+    def step(*arguments):
+        steps.append(train_step(*arguments))
+        return steps[-1]
+
+    monkeypatch.setattr(common, "train_step", step)
+    training = new_training(SmallGenerator, gan.Discriminator, SMALL)
+    images = torch.randint(256, (12, 1, 28, 28), dtype=torch.uint8)
+    handed_out = list(common.train(training, images, SMALL, range(1, 3), torch.float32))
+    (first, samples), (second, new_samples) = handed_out
+    assert [first["epoch"], second["epoch"]] == [1, 2]
+    recorded = torch.stack(steps[3:]).double()  # three steps an epoch
+    for i, name in enumerate(common.RECORDED):
+        assert second[f"{name}_mean"] == pytest.approx(recorded[:, i].mean().item(), rel=1e-4)
+        deviation = recorded[:, i].std(correction=0).item()
+        assert second[f"{name}_std"] == pytest.approx(deviation, rel=1e-3, abs=1e-7)
+    assert math.isnan(first["sample_change"])
+    change = (new_samples.double() - samples.double()).abs().mean().item()
+    assert second["sample_change"] == pytest.approx(change, rel=1e-4)
+
+
+def test_a_short_training_learns(data):
+    """After a hundred steps the mean generated image is nearer to the mean real one."""
+    train_set, _ = common.load_fashion_mnist(data)
+    settings = {**SMALL, "batch_size": 32, "learning_rate": 1e-3, "latent_dim": 100}
+    training = new_training(gan.Generator, gan.Discriminator, settings)
+    mean = train_set.data.double().mean(0)
+
+    def distance():
+        fake = common.generate(training.G_ema, common.latent_vectors(100)).double().mean(0)
+        return (fake - mean).abs().mean().item()
+
+    before = distance()
+    train_epochs(training, train_set.data[:, None], settings, 10)
+    assert distance() < 0.5 * before
+
+
+# -------------------------------------------------------------------- a checkpoint of another device
+
+
+def contiguous(network):
+    return network.to(memory_format=torch.contiguous_format)
+
+
+def channels_last(network):
+    return network.to(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize(
-    ("layer", "name"), [(nn.BatchNorm1d(1), "BatchNorm"), (nn.Sigmoid(), "Sigmoid")]
+    ("saved_as", "loaded_as"), [(contiguous, channels_last), (channels_last, contiguous)]
 )
-def test_a_batch_norm_or_a_final_sigmoid_in_the_discriminator_is_refused(layer, name):
+def test_a_checkpoint_with_another_memory_layout_goes_on_the_same(saved_as, loaded_as):
+    """As after moving from a card to a CPU: the next step is that of Adam, written out."""
+    torch.manual_seed(0)
+    saved = saved_as(nn.Conv2d(3, 5, 3))
+    optimizer = torch.optim.Adam(saved.parameters(), lr=0.1, betas=(0.0, 0.999), fused=True)
+    gradients = [torch.randn(5, 3, 3, 3), torch.randn(5, 3, 3, 3)]
+    expected = saved.weight.detach().clone()
+    v = torch.zeros_like(expected)
+    for t, g in enumerate(gradients, 1):  # Kingma and Ba (2015), Algorithm 1, with beta 1 = 0
+        v = 0.999 * v + 0.001 * g.square()
+        expected = expected - 0.1 * g / ((v / (1 - 0.999**t)).sqrt() + 1e-8)
+
+    saved.weight.grad = gradients[0].clone(memory_format=torch.preserve_format)
+    optimizer.step()
+    loaded = loaded_as(nn.Conv2d(3, 5, 3))
+    loaded.load_state_dict(saved.state_dict())
+    other = torch.optim.Adam(loaded.parameters(), lr=0.1, betas=(0.0, 0.999), fused=True)
+    other.load_state_dict(optimizer.state_dict())
+    common.match_layout(other)
+    loaded.weight.grad = torch.empty_like(loaded.weight).copy_(gradients[1])
+    other.step()
+    torch.testing.assert_close(loaded.weight.detach(), expected)
+
+
+# ------------------------------------------------------------------------ networks that are refused
+
+
+class SigmoidInForward(gan.Discriminator):
+    def forward(self, x):
+        return super().forward(x).sigmoid()
+
+
+def discriminator_with(layer):
     def Discriminator():
         return nn.Sequential(nn.Flatten(), nn.Linear(784, 1), layer)
 
+    return Discriminator
+
+
+@pytest.mark.parametrize(
+    ("Discriminator", "named"),
+    [
+        (discriminator_with(nn.BatchNorm1d(1)), "BatchNorm"),
+        (discriminator_with(nn.Sigmoid()), "Sigmoid"),
+        (SigmoidInForward, "Sigmoid"),
+    ],
+)
+def test_a_batch_norm_or_a_sigmoid_in_the_discriminator_is_refused(Discriminator, named):
     with pytest.raises(common.UserError) as raised:
-        common.new_training(gan.Generator, Discriminator, SMALL, CPU)
+        common.new_training(gan.Generator, Discriminator, {**SMALL, "latent_dim": 100}, CPU)
     message = str(raised.value)
     assert "discriminator" in message
-    assert name in message
+    assert named in message
     assert "\n" not in message
+
+
+def test_layers_that_do_not_fit_are_shown_after_the_traceback():
+    def Generator(latent_dim):
+        return nn.Sequential(nn.Linear(latent_dim, 128), nn.Linear(127, 784))
+
+    with pytest.raises(RuntimeError) as raised:
+        common.new_training(Generator, gan.Discriminator, SMALL, CPU)
+    message = str(raised.value)
+    assert "cannot be multiplied" in message
+    assert "the generator" in message
+    assert "Linear(in_features=127, out_features=784, bias=True)" in message
