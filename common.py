@@ -404,36 +404,35 @@ def train(training, images, settings, epochs, dtype):
     done = epochs.start - 1
     samples = generate(G_ema, latent_vectors(latent_dim))
     interval = 1 if sys.stderr.isatty() else 60  # seconds: a log file need not have every update
-    bar = tqdm(initial=done * steps, total=(epochs.stop - 1) * steps, mininterval=interval)
-    for epoch in epochs:
-        bar.set_description(f"epoch {epoch} of {epochs.stop - 1}", refresh=False)
-        start = time.perf_counter()
-        seed_epoch(settings["seed"], epoch)
-        G.train()
-        D.train()
-        # In place of a DataLoader, which is slower: all images are in memory already.
-        batches = torch.randperm(len(images), device=device).split(batch_size)
-        recorded = torch.zeros(steps, len(RECORDED), device=device)
-        for i in range(steps):
-            step = (epoch - 1) * steps + i
-            real = scale(images[batches[i]])
-            z = torch.randn(batch_size, latent_dim, device=device)
-            # R1 takes as long as the rest of a step. In every fourth step four times as much does
-            # the same (Karras et al. 2020, arXiv:1912.04958).
-            r1_weight = R1_EVERY * settings["r1_gamma"] if step % R1_EVERY == 0 else 0
-            recorded[i] = train_step(training, real, z, r1_weight, dtype)
-            update_average(G_ema, G, step)
-            bar.update()
-        check_finite(recorded, training)
-        measure_batch_norm(G_ema, latent_dim)
+    with tqdm(initial=done * steps, total=(epochs.stop - 1) * steps, mininterval=interval) as bar:
+        for epoch in epochs:
+            bar.set_description(f"epoch {epoch} of {epochs.stop - 1}", refresh=False)
+            start = time.perf_counter()
+            seed_epoch(settings["seed"], epoch)
+            G.train()
+            D.train()
+            # In place of a DataLoader, which is slower: all images are in memory already.
+            batches = torch.randperm(len(images), device=device).split(batch_size)
+            recorded = torch.zeros(steps, len(RECORDED), device=device)
+            for i in range(steps):
+                step = (epoch - 1) * steps + i
+                real = scale(images[batches[i]])
+                z = torch.randn(batch_size, latent_dim, device=device)
+                # R1 takes as long as the rest of a step. Four times as much in every fourth step
+                # does the same (Karras et al. 2020, arXiv:1912.04958).
+                r1_weight = R1_EVERY * settings["r1_gamma"] if step % R1_EVERY == 0 else 0
+                recorded[i] = train_step(training, real, z, r1_weight, dtype)
+                update_average(G_ema, G, step)
+                bar.update()
+            check_finite(recorded, training)
+            measure_batch_norm(G_ema, latent_dim)
 
-        samples_before = samples
-        samples = generate(G_ema, latent_vectors(latent_dim))
-        row = summarize(epoch, recorded, samples, samples_before, time.perf_counter() - start)
-        losses = f"loss D {row['D_loss_mean']:.2f}, G {row['G_loss_mean']:.2f}"
-        bar.set_postfix_str(losses, refresh=False)
-        yield row, samples
-    bar.close()
+            samples_before = samples
+            samples = generate(G_ema, latent_vectors(latent_dim))
+            row = summarize(epoch, recorded, samples, samples_before, time.perf_counter() - start)
+            losses = f"loss D {row['D_loss_mean']:.2f}, G {row['G_loss_mean']:.2f}"
+            bar.set_postfix_str(losses, refresh=False)
+            yield row, samples
 
 
 def check_finite(recorded, training):
@@ -492,6 +491,7 @@ def perturb(G, z, dims, offsets):
 
 WIDTH = 12 / 2.54  # inches, the text width of a report
 LARGEST_HEIGHT = 17 / 2.54
+MARGIN = 0.1
 STYLE = [
     "default",  # whatever the user's own settings are
     {
@@ -514,12 +514,13 @@ def plot_images(images, title, rows, blocks=1, right=(), columns=(), caption="")
     rows, right, columns: labels. Fewer than there are rows stand for several rows each.
     """
     count = len(images) // 8
-    figure = Figure((WIDTH, LARGEST_HEIGHT))
+    grid = make_grid(images[:, None], nrow=8, padding=2, pad_value=255)[0].numpy()
+    figure = Figure((WIDTH, LARGEST_HEIGHT - MARGIN))
     axes = figure.subplots()
-    axes.imshow(make_grid(images[:, None], nrow=8, padding=2, pad_value=255)[0], vmin=0, vmax=255)
+    axes.imshow(grid, vmin=0, vmax=255)
     axes.set_title(title)
     axes.set_xlabel(caption)
-    axes.set_xticks(find_middles(columns, 8), columns, fontsize=6)
+    axes.set_xticks(find_middles(columns, 8), columns)
     axes.set_yticks(find_middles(rows, count), rows)
     axes.tick_params(length=0, labeltop=True, labelbottom=False)
     axes.spines[:].set_visible(False)
@@ -542,7 +543,7 @@ def find_middles(labels, count):
 def fit_height(figure):
     """Make a figure as high as what is in it."""
     figure.draw_without_rendering()
-    figure.set_figheight(figure.get_tightbbox().height + 0.1)
+    figure.set_figheight(figure.get_tightbbox().height + MARGIN)
 
 
 def plot_samples(samples, title):
@@ -572,8 +573,8 @@ def plot_perturbation(images, response, dims, offsets, title):
         rows=labels,
         blocks=len(dims),
         right=[f"{change:.1f}%" for change in response.flatten()],
-        columns=[f"sample {i}" for i in range(1, 9)],
-        caption="Right: response, the mean absolute change of a pixel in % of its range",
+        columns=range(1, 9),
+        caption="Columns: 8 samples. Right: mean absolute change of a pixel in % of its range",
     )
 
 
@@ -583,6 +584,7 @@ def plot_losses(history, model):
     figure.suptitle(f"{model}: losses over {len(history)} epochs")
     axes = figure.subplots()
     draw_losses(axes, history, find_limits([history]))
+    axes.set_xlabel("Epoch (line: mean of its iterations; band: their standard deviation)")
     axes.set_ylabel("Loss (binary cross-entropy)")
     figure.legend(loc="outside lower center", ncols=3)
     return figure
@@ -607,7 +609,7 @@ def draw_losses(axes, history, limits):
     axes.axhline(math.log(2), color="black", linewidth=1, linestyle=dots, zorder=3, label=label)
     axes.set_ylim(limits)
     axes.set_xlim(0, len(history) + 1)
-    axes.set_xlabel("Epoch (line: mean of its iterations; band: their standard deviation)")
+    axes.set_xlabel("Epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     name_peak(axes, history, limits)
 
@@ -633,7 +635,8 @@ def name_peak(axes, history, limits):
         epoch = highest["epoch"]
         side = "left" if epoch < len(history) / 2 else "right"
         text = f" peak {peak:.2f} in epoch {epoch:.0f} "
-        axes.text(epoch, limits[1], text, horizontalalignment=side, verticalalignment="top")
+        height = limits[1] - 0.02 * (limits[1] - limits[0])
+        axes.text(epoch, height, text, horizontalalignment=side, verticalalignment="top")
 
 
 def column(history, name):
@@ -738,7 +741,7 @@ def load_checkpoint(folder, training, description):
     advice = "give another --outputs, or move that folder away"
     if not path.exists():
         # The first epoch is published before its checkpoint.
-        if (folder / "history.csv").exists() and len(load_history(folder)) > 1:
+        if (folder / "history.csv").is_file() and len(load_history(folder)) > 1:
             raise UserError(f"{folder} holds results, but no checkpoint.pt to go on from: {advice}")
         return []
     try:
@@ -820,6 +823,8 @@ def load_run(folder):
         description = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
         settings = description["settings"]
         history = load_history(folder)
+        if not history or "sample_change" not in history[0]:
+            raise ValueError("history.csv holds no epochs")
         weights = torch.load(folder / "generator.pt", weights_only=True)
         script = folder / f"{settings['model'].lower()}.py"
         script.stat()
@@ -830,7 +835,7 @@ def load_run(folder):
         G.load_state_dict(weights)
     except RuntimeError as error:
         raise UserError(f"{folder / 'generator.pt'} is not of the network in {script}") from error
-    return description, history, G.eval()
+    return description, history, G.to(memory_format=torch.channels_last).eval()
 
 
 # ------------------------------------------------------------------------------------ command line
@@ -996,6 +1001,7 @@ def run_model(model, Generator, Discriminator, folder, args):
             # Before the checkpoint: if the run is killed in between, the epoch is trained again.
             publish_epoch(folder, training.G_ema, model, history, samples, args.sample_every)
             save_checkpoint(folder, training, description, history)
+        save_or_warn(folder / "history.csv", as_csv(history))  # if a spreadsheet held it before
         draw_figures(folder, training.G_ema, history, settings, test_set.data, args)
 
 

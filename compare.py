@@ -33,7 +33,7 @@ MOVES = 5000  # of one dimension of a latent vector by 2
 COPIES = 1000  # images whose nearest training image is looked for
 RESAMPLES = 50  # for the spread that chance gives a measure
 REAL = "real images"
-AT_ONCE = 50  # images that pass through a network together: more are slower
+AT_ONCE = 100  # images that pass through a network together
 K = 5  # nearest neighbours that make an image's neighbourhood, as in Naeem et al. (2020)
 COMPARED_SEED = 2017  # of the images
 WAYS_SEED = 2018
@@ -77,7 +77,7 @@ def load_classifier():
     classifier = Classifier().eval()
     saved = torch.load(CLASSIFIER, weights_only=True)
     classifier.load_state_dict(saved["weights"])
-    return classifier, saved["accuracy"]
+    return classifier.to(memory_format=torch.channels_last), saved["accuracy"]
 
 
 @torch.no_grad()
@@ -297,7 +297,8 @@ def measure(items):
             for _ in range(RESAMPLES):
                 indices = torch.randint(len(drawn), (len(drawn),), generator=random)
                 values.append(float(row.statistic(drawn[indices])))
-            results[row.name] = (float(row.statistic(drawn)), float(np.std(values)))
+            spread = float(np.std(values)) if len(drawn) > 1 else 0.0
+            results[row.name] = (float(row.statistic(drawn)), spread)
     return results
 
 
@@ -346,7 +347,8 @@ def as_text(value, spread):
     if not math.isfinite(value):
         return "undefined"  # as after a single epoch, or of images that are all the same
     text = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-    return f"{text} ± {spread:.1g}" if spread > 0 else text
+    digit = np.format_float_positional(spread, precision=1, fractional=False, trim="-")
+    return f"{text} ± {digit}" if spread > 0 else text
 
 
 def make_verdicts(results):
@@ -398,7 +400,7 @@ CAPTIONS = {  # for a report
 def plot_losses(runs):
     """Both losses of each run on the same axes."""
     figure = Figure((common.WIDTH, common.WIDTH * 0.55))
-    figure.suptitle("Losses of the models")
+    figure.suptitle("Losses: mean of each epoch, and its standard deviation as a band")
     panels = figure.subplots(1, len(runs), sharex=True, sharey=True, squeeze=False)[0]
     limits = common.find_limits([run.history for run in runs])
     for axes, run in zip(panels, runs, strict=True):
@@ -482,9 +484,10 @@ def plot_smoothness(runs, jumps):
     )
     histogram.set_ylabel("Ways, in %")
     histogram.legend()
+    panels[0].set_title("The first way of each")
     for axes, run in zip(panels, runs, strict=True):
         grid = make_grid(way_images(run, 1)[:, None], nrow=8, padding=2, pad_value=255)[0]
-        axes.imshow(grid, vmin=0, vmax=255)
+        axes.imshow(grid.numpy(), vmin=0, vmax=255)
         axes.set_ylabel(run.label)
         axes.set_xticks([])
         axes.set_yticks([])
@@ -606,8 +609,8 @@ def make_report(runs, results, accuracy):
         "features of the classifier; sharpness after a 3x3 median filter, which removes single "
         "specks. Usual: the median. A copy moved by a pixel is not found.",
         "",
-        "\\* Last quarter of the run. The samples change less in a longer run; losses deviate least "
-        "where D cannot decide.",
+        "\\* Last quarter of the run. Samples change less in a longer run; losses deviate least where "
+        "D cannot decide.",
         "",
         "Which model is better in how many measures of a claim (none: within chance):",
         "",

@@ -189,7 +189,6 @@ def test_a_linear_generator_is_smooth_in_every_way():
     assert compare.tail(items["outliers"]) == pytest.approx(1, abs=0.05)
     # An arc of 90 degrees is 1.11 times its chord; others are not much longer.
     assert 1 <= compare.median(items["detour"]) < 1.4
-    assert compare.median(items["jumps"]) < 1.5
 
 
 def test_a_generator_that_jumps():
@@ -221,8 +220,8 @@ def test_stability_is_that_of_the_last_quarter_and_a_runaway_that_of_all():
     history = []
     for epoch in range(1, 81):
         last = epoch > 60
-        row = {"sample_change": 10 if last else 50, "G_loss_std": 4 if last else 9}
-        row |= {"D_loss_std": 2 if last else 9, "D_loss_mean": 0.7, "G_loss_mean": 0.8}
+        row = {"sample_change": 10.0 if last else 50.0, "G_loss_std": 4.0 if last else 9.0}
+        row |= {"D_loss_std": 2.0 if last else 9.0, "D_loss_mean": 0.7, "G_loss_mean": 0.8}
         history.append(row)
     history[20]["G_loss_mean"] = 2.4
     items = {name: values.mean().item() for name, values in compare.history_items(history).items()}
@@ -392,7 +391,7 @@ def test_one_latent_dimension(data, tmp_path, small):
     assert "undefined" not in table
 
 
-# -------------------------------------------------------------------------- what is in the repository
+# ------------------------------------------------------------------------ what is in the repository
 
 
 def test_the_committed_table_is_that_of_the_committed_runs():

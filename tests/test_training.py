@@ -61,7 +61,8 @@ def textbook_step(G, D, real, z, learning_rate=0.1):
     G_loss = cross_entropy(D(G(z)).sigmoid(), one)
     G_loss.backward(inputs=list(G.parameters()))
     G_optimizer.step()
-    D_right = torch.tensor(sum(x > y for x, y in zip(D_x, D_G_z, strict=True)) / len(real))
+    pairs = zip(D_x.tolist(), D_G_z.tolist(), strict=True)
+    D_right = torch.tensor(sum(x > y for (x,), (y,) in pairs) / len(real))
     return {
         "D_loss": D_loss,
         "G_loss": G_loss,
@@ -333,7 +334,7 @@ def test_a_short_training_learns(data):
     assert distance() < 0.5 * before
 
 
-# -------------------------------------------------------------------- a checkpoint of another device
+# ------------------------------------------------------------------- a checkpoint of another device
 
 
 def contiguous(network):
@@ -359,7 +360,7 @@ def test_a_checkpoint_with_another_memory_layout_goes_on_the_same(saved_as, load
         v = 0.999 * v + 0.001 * g.square()
         expected = expected - 0.1 * g / ((v / (1 - 0.999**t)).sqrt() + 1e-8)
 
-    saved.weight.grad = gradients[0].clone(memory_format=torch.preserve_format)
+    saved.weight.grad = torch.empty_like(saved.weight).copy_(gradients[0])
     optimizer.step()
     loaded = loaded_as(nn.Conv2d(3, 5, 3))
     loaded.load_state_dict(saved.state_dict())
