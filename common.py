@@ -691,14 +691,10 @@ def as_png(figure):
 
 
 def as_csv(history):
-    buffer = io.StringIO()
-    table = csv.DictWriter(buffer, history[0])
-    table.writeheader()
+    lines = [",".join(history[0])]
     for row in history:
-        table.writerow(
-            {name: "" if math.isnan(value) else f"{value:g}" for name, value in row.items()}
-        )
-    return buffer.getvalue().encode()
+        lines.append(",".join(f"{value:g}" for value in row.values()))
+    return "\n".join([*lines, ""]).encode()
 
 
 @contextlib.contextmanager
@@ -714,10 +710,8 @@ def locked(folder):
             import fcntl
 
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"{folder} is in use by another run: wait, or give another --outputs"
-            ) from None
+        except BlockingIOError as error:
+            raise UserError(f"{folder} is in use by another run: give another --outputs") from error
         except (ImportError, OSError):
             pass  # Windows and some network drives have no such locks
         yield
@@ -734,14 +728,15 @@ def save_checkpoint(folder, training, description, history):
 def load_checkpoint(folder, training, description):
     """Put the checkpoint into `training`, if there is one, and return its history, a list of rows.
 
-    Raises UserError when it cannot be read, or is of other settings or another network, or when
-    there is none, but results that training anew would replace.
+    Raises UserError when it is damaged or of another run, or when training anew would replace
+    results that have no checkpoint.
     """
     path = folder / "checkpoint.pt"
+    table = folder / "history.csv"
     advice = "give another --outputs, or move that folder away"
     if not path.exists():
         # The first epoch is published before its checkpoint.
-        if (folder / "history.csv").is_file() and len(load_history(folder)) > 1:
+        if table.is_file() and len(load_history(folder)) > 1:
             raise UserError(f"{folder} holds results, but no checkpoint.pt to go on from: {advice}")
         return []
     try:
@@ -749,17 +744,13 @@ def load_checkpoint(folder, training, description):
         before = checkpoint["description"]
         changes = changed_settings(before["settings"], description["settings"])
         changes += changed_networks(before, description)
-        history = checkpoint["history"]
-        if not changes:
-            for name, part in vars(training).items():
+        for name, part in vars(training).items():
+            if not changes:
                 part.load_state_dict(checkpoint[name])
-    except OSError as error:
-        raise UserError(error) from error
+        history = checkpoint["history"]
     except Exception as error:  # a damaged file fails in many ways
-        raise UserError(
-            f"{path} is damaged, or of another version of these scripts, or of a network that "
-            f"another PyTorch has ({type(error).__name__}): {advice}"
-        ) from error
+        reason = f"cannot be read ({type(error).__name__}), or does not fit these networks"
+        raise UserError(f"{path} {reason}: {advice}") from error
     if changes:
         raise UserError(f"{path} is of another run ({'; '.join(changes)}): undo that, or {advice}")
     match_layout(training.G_optimizer)
@@ -848,15 +839,11 @@ def number(kind, lowest, highest=math.inf):
     """A type for argparse: an int or a float in a range."""
 
     def convert(text):
-        try:
-            value = kind(text)
-        except ValueError:
-            value = math.nan
-        if not lowest <= value <= highest:
-            raise argparse.ArgumentTypeError(
-                f"{text} is not {kind.__name__} from {lowest} to {highest} (several: with spaces)"
-            )
-        return value
+        with contextlib.suppress(ValueError):
+            if lowest <= kind(text) <= highest:
+                return kind(text)
+        limits = f"{kind.__name__} from {lowest} to {highest}"
+        raise argparse.ArgumentTypeError(f"{text} is not {limits} (several: put spaces between)")
 
     return convert
 
@@ -926,8 +913,7 @@ def describe(training, settings, device, dtype):
         "device": device.type,
         "precision": str(dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
-        "processor": platform.processor() or platform.machine(),
-        "system": platform.system(),
+        "system": platform.platform(),
         "python": platform.python_version(),
         "torch": str(torch.__version__),  # its own type is not for a checkpoint
     }

@@ -609,8 +609,8 @@ def make_report(runs, results, accuracy):
         "features of the classifier; sharpness after a 3x3 median filter, which removes single "
         "specks. Usual: the median. A copy moved by a pixel is not found.",
         "",
-        "\\* Last quarter of the run. Samples change less in a longer run; losses deviate least where "
-        "D cannot decide.",
+        "\\* Last quarter of the run. Samples change less in a longer run; losses deviate least "
+        "where D cannot decide.",
         "",
         "Which model is better in how many measures of a claim (none: within chance):",
         "",
