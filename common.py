@@ -10,10 +10,11 @@ import importlib.util
 import os
 from pathlib import Path
 
-# Threads that wait for each other spin, and keep their cores from other programs. In float32 it is
-# better that they soon sleep; in bfloat16 it is worse. (GNU's OpenMP, which PyTorch has on Linux.)
-processor = Path("/proc/cpuinfo")
-if processor.exists() and "bf16" not in processor.read_text():
+# Threads that wait for each other are busy waiting, and keep their cores from other programs. After
+# so many turns they sleep. That is faster beside other programs in float32, but slower in bfloat16.
+# It concerns GNU's OpenMP, which PyTorch has on Linux.
+cpuinfo = Path("/proc/cpuinfo")
+if cpuinfo.exists() and "bf16" not in cpuinfo.read_text():
     os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
 # A notebook hands the name of its backend to the programs that it starts. In an environment that
@@ -56,11 +57,12 @@ from tqdm import tqdm
 # ----------------------------------------------------------------------------- constants and seeds
 
 R1_EVERY = 4  # steps from one R1 penalty to the next
+SETTINGS = ["batch_size", "learning_rate", "r1_gamma", "latent_dim", "seed", "precision", "limit"]
 RECORDED = ["D_loss", "G_loss", "D_x", "D_G_z", "D_right"]  # in each step, see train_step
 
-# The random numbers of a purpose are the same in every run and for both models.
-LATENT_SEED = 2014  # of the latent vectors of all figures
-BATCH_NORM_SEED = 2015  # of those that BatchNorm is measured with
+# Latent vectors that are the same in every run and for both models.
+LATENT_SEED = 2014  # of all figures
+BATCH_NORM_SEED = 2015  # to measure BatchNorm with
 
 
 def seed_epoch(seed, epoch):
@@ -88,7 +90,7 @@ PIXELS_SHA256 = {
 
 
 class FashionMNIST(torchvision.datasets.FashionMNIST):
-    """torchvision's, with a second address to download from."""
+    """torchvision's, which names its folder after the class, with a second address."""
 
     mirrors = [
         *torchvision.datasets.FashionMNIST.mirrors,
@@ -210,27 +212,29 @@ def run_layers(layers, x):
 
 
 def is_upsample_and_conv(layers):
-    """Whether these are an Upsample x2 and a Conv2d 3x3 as in dcgan.py: all others are PyTorch's
-    to compute, and so are layers with hooks or another weight, such as spectral_norm's."""
+    """Whether these are an Upsample x2 and a Conv2d 3x3 as in dcgan.py. All others are left to
+    PyTorch, and so are layers with hooks, such as spectral_norm's."""
     if [type(layer) for layer in layers] != [nn.Upsample, nn.Conv2d]:
         return False
     if any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers):
         return False
     upsample, conv = layers
-    same = nn.Conv2d(conv.in_channels, conv.out_channels, 3, padding=1, bias=False, device="meta")
-    return str(upsample) == str(nn.Upsample(scale_factor=2)) and str(conv) == str(same)
+    # A layer prints all that it was made with.
+    plain = nn.Conv2d(conv.in_channels, conv.out_channels, 3, padding=1, bias=False, device="meta")
+    return str(upsample) == str(nn.Upsample(scale_factor=2)) and str(conv) == str(plain)
 
 
 def upsample_and_conv(x, kernel):
     """Upsample x2, then Conv 3x3: x (N, C, H, W) and kernel (K, C, 3, 3) to (N, K, 2H, 2W).
 
-    What is the same: Upsample makes a b to a a b b, which is (a 0 b 0) + (0 a 0 b), and the
-    convolution of a sum is the sum of the convolutions. Why it is faster: to put in zeros and
-    convolve is a transposed convolution, which skips the zeros: a quarter of the multiplications.
-    What shows it: tests/test_models.py compares values and gradients with PyTorch's.
+    What is the same: Upsample makes a b to a a b b, which is (a 0 b 0) + (0 a 0 b), in two
+    dimensions a sum of four, and the convolution of a sum is the sum of the convolutions. Why it is
+    faster: to put in zeros and convolve is a transposed convolution, which skips the zeros: a
+    quarter of the multiplications. tests/test_models.py compares values and gradients.
     """
     x = x.contiguous(memory_format=torch.channels_last)
-    turned = kernel.flip(2, 3).transpose(0, 1)  # a transposed convolution turns its kernel round
+    # A transposed convolution turns its kernel round and has its channels the other way.
+    turned = kernel.flip(2, 3).transpose(0, 1)
     return SumOf2x2.apply(F.conv_transpose2d(x, turned, stride=2))
 
 
@@ -238,7 +242,7 @@ class SumOf2x2(torch.autograd.Function):
     """Sums of 2x2 neighbours, (N, C, H, W) to (N, C, H - 1, W - 1).
 
     Each pixel is in four sums, so its gradient is the sum of their four gradients: such a sum
-    again, with zeros around. PyTorch's own way back is slower.
+    again, with zeros around. avg_pool2d's own backward is slower.
     """
 
     @staticmethod
@@ -302,7 +306,7 @@ def check_networks(G, D, z):
 
 @torch.no_grad()
 def try_network(name, network, x):
-    """The output of a network. The traceback of layers that do not fit ends with the network."""
+    """The output of a network. If its layers do not fit, the error also prints the network."""
     try:
         return network.eval()(x)
     except RuntimeError as error:
@@ -312,15 +316,15 @@ def try_network(name, network, x):
 def r1_penalty(D, x):
     """R1 of Mescheder et al. (2018, arXiv:1801.04406): 1/2 E |grad D(x)|^2 of D's logit.
 
-    x: real images (N, 1, 28, 28). Returns a scalar. The 1/2 is the paper's: it has gamma / 2.
+    x: real images (N, 1, 28, 28). Returns a scalar. The 1/2 is the paper's. But D_loss is half of
+    the paper's loss, so a gamma of 1 here is one of 2 there.
     """
     x = x.detach().requires_grad_()
-    logits = D(x)
-    without = torch.autocast(x.device.type, enabled=False)
-    # On CUDA autocast would take float16 for the gradient (pytorch issue 125186).
-    with contextlib.nullcontext() if x.device.type == "cpu" else without:
-        # An image's logit depends on no other image, so the gradient of the sum holds that of each
-        # logit. create_graph: the penalty is differentiated once more, for the weights of D.
+    logits = D(x)  # once more: only now x has a gradient
+    # Without autocast, which on CUDA would take float16 here (pytorch issue 105682).
+    with torch.autocast(x.device.type, enabled=False):
+        # An image's logit depends on no other image, so the gradient of the sum holds the gradient
+        # of each. create_graph: the penalty is differentiated once more, for the weights of D.
         (gradient,) = torch.autograd.grad(logits.sum(), x, create_graph=True)
     return gradient.square().sum((1, 2, 3)).mean() / 2
 
@@ -370,8 +374,8 @@ def train_step(training, real, z, r1_weight, dtype):
 def update_average(G_ema, G, step):
     """G_ema <- d G_ema + (1 - d) G with d = (1 + step) / (10 + step), where step counts from 0.
 
-    A fixed d averages over a fixed number of steps. This one averages over the last tenth of all
-    steps, however many: in the average after step t, the weights of step s count as (s / t)^8.
+    A fixed d averages over a fixed number of steps. With this one the weights of step s count as
+    (s / t)^8 in the average after step t: their mean age is a tenth of all steps, however many.
     """
     d = (1 + step) / (10 + step)
     for average, weight in zip(G_ema.parameters(), G.parameters(), strict=True):
@@ -379,8 +383,8 @@ def update_average(G_ema, G, step):
 
 
 def measure_batch_norm(G_ema, latent_dim):
-    """Measure BatchNorm's mean and variance anew, over 20 batches of 128 latent vectors: those of G
-    do not fit the averaged weights."""
+    """Measure BatchNorm's mean and variance for the averaged weights, which those of G do not fit,
+    over 20 batches of 128 latent vectors."""
     z = torch.randn(20, 128, latent_dim, generator=torch.Generator().manual_seed(BATCH_NORM_SEED))
     update_bn(z, G_ema, next(G_ema.parameters()).device)
 
@@ -393,7 +397,7 @@ def scale(images):
 def train(training, images, settings, epochs, dtype):
     """Train in these epochs (a range of their numbers) on images, uint8 (N, 1, 28, 28).
 
-    After each epoch it hands out the epoch's row of history.csv and the samples, uint8
+    A Python generator: after each epoch it yields the row of history.csv and the samples, uint8
     (64, 28, 28), and waits until they are saved. Raises UserError when numbers are not finite.
     """
     G, D, G_ema = training.G, training.D, training.G_ema
@@ -402,7 +406,7 @@ def train(training, images, settings, epochs, dtype):
     device = images.device
     steps = len(images) // batch_size  # an incomplete last batch is left out
     done = epochs.start - 1
-    samples = generate(G_ema, latent_vectors(latent_dim))
+    samples = generate(G_ema, latent_vectors(latent_dim))  # to compare those of an epoch with
     interval = 1 if sys.stderr.isatty() else 60  # seconds: a log file need not have every update
     with tqdm(initial=done * steps, total=(epochs.stop - 1) * steps, mininterval=interval) as bar:
         for epoch in epochs:
@@ -418,8 +422,8 @@ def train(training, images, settings, epochs, dtype):
                 step = (epoch - 1) * steps + i
                 real = scale(images[batches[i]])
                 z = torch.randn(batch_size, latent_dim, device=device)
-                # R1 takes as long as the rest of a step. Four times as much in every fourth step
-                # does the same (Karras et al. 2020, arXiv:1912.04958).
+                # R1 is another pass through D. Four times as much in every fourth step does nearly
+                # the same (Karras et al. 2020, arXiv:1912.04958).
                 r1_weight = R1_EVERY * settings["r1_gamma"] if step % R1_EVERY == 0 else 0
                 recorded[i] = train_step(training, real, z, r1_weight, dtype)
                 update_average(G_ema, G, step)
@@ -511,7 +515,7 @@ IMAGE_SIZE = 30  # pixels of an image in a grid: 28 and the margin to the next
 def plot_images(images, title, rows, blocks=1, right=(), columns=(), caption=""):
     """A figure of uint8 images (N, 28, 28), 8 in a row, with a rule between blocks of rows.
 
-    rows, right, columns: labels. Fewer than there are rows stand for several rows each.
+    rows, right, columns: labels, spread evenly over the rows or columns.
     """
     count = len(images) // 8
     grid = make_grid(images[:, None], nrow=8, padding=2, pad_value=255)[0].numpy()
@@ -537,7 +541,7 @@ def plot_images(images, title, rows, blocks=1, right=(), columns=(), caption="")
 
 def find_middles(labels, count):
     """Where the labels of `count` rows or columns of a grid stand, in its pixels."""
-    return [IMAGE_SIZE * count / len(labels) * (i + 0.5) + 1 for i in range(len(labels))]
+    return [IMAGE_SIZE * count / len(labels) * (i + 0.5) + 0.5 for i in range(len(labels))]
 
 
 def fit_height(figure):
@@ -561,7 +565,7 @@ def plot_real_and_generated(real, fake, title):
 
 
 def plot_perturbation(images, response, dims, offsets, title):
-    """What `perturb` returns for 8 latent vectors: a row an offset, a block of rows a dimension."""
+    """What `perturb` returns for 8 latent vectors: one row per offset, one block per dimension."""
     labels = []
     for dim in dims:
         for offset in offsets:
@@ -609,7 +613,6 @@ def draw_losses(axes, history, limits):
     axes.axhline(math.log(2), color="black", linewidth=1, linestyle=dots, zorder=3, label=label)
     axes.set_ylim(limits)
     axes.set_xlim(0, len(history) + 1)
-    axes.set_xlabel("Epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     name_peak(axes, history, limits)
 
@@ -628,14 +631,13 @@ def find_limits(histories):
 
 
 def name_peak(axes, history, limits):
-    """Write the largest mean of an epoch beside it if it is outside the limits."""
-    highest = max(history, key=lambda row: max(row["D_loss_mean"], row["G_loss_mean"]))
-    peak = max(highest["D_loss_mean"], highest["G_loss_mean"])
+    """Write the largest mean of an epoch at the upper edge if it is outside the limits."""
+    means = [(max(row["D_loss_mean"], row["G_loss_mean"]), row["epoch"]) for row in history]
+    peak, epoch = max(means)
     if peak > limits[1]:
-        epoch = highest["epoch"]
         side = "left" if epoch < len(history) / 2 else "right"
-        text = f" peak {peak:.2f} in epoch {epoch:.0f} "
         height = limits[1] - 0.02 * (limits[1] - limits[0])
+        text = f" peak {peak:.2f} in epoch {epoch:.0f} "
         axes.text(epoch, height, text, horizontalalignment=side, verticalalignment="top")
 
 
@@ -697,15 +699,20 @@ def as_csv(history):
     return "\n".join([*lines, ""]).encode()
 
 
+def make_folder(folder):
+    """Raises UserError if nothing can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UserError(error) from error
+
+
 @contextlib.contextmanager
 def locked(folder):
     """Make the folder and keep other runs out of it. Raises UserError if one is in it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / ".lock", "w")  # noqa: SIM115 (closed below)
-    except OSError as error:
-        raise UserError(error) from error
-    with lock:
+    make_folder(folder)
+    with open(folder / ".lock", "w") as lock:
         try:
             import fcntl
 
@@ -735,8 +742,8 @@ def load_checkpoint(folder, training, description):
     table = folder / "history.csv"
     advice = "give another --outputs, or move that folder away"
     if not path.exists():
-        # The first epoch is published before its checkpoint.
-        if table.is_file() and len(load_history(folder)) > 1:
+        # One row may be there already: the first epoch is published before its checkpoint.
+        if table.is_file() and len(table.read_text().splitlines()) > 2:
             raise UserError(f"{folder} holds results, but no checkpoint.pt to go on from: {advice}")
         return []
     try:
@@ -744,10 +751,10 @@ def load_checkpoint(folder, training, description):
         before = checkpoint["description"]
         changes = changed_settings(before["settings"], description["settings"])
         changes += changed_networks(before, description)
-        for name, part in vars(training).items():
-            if not changes:
-                part.load_state_dict(checkpoint[name])
         history = checkpoint["history"]
+        parts = vars(training) if not changes else {}
+        for name, part in parts.items():
+            part.load_state_dict(checkpoint[name])
     except Exception as error:  # a damaged file fails in many ways
         reason = f"cannot be read ({type(error).__name__}), or does not fit these networks"
         raise UserError(f"{path} {reason}: {advice}") from error
@@ -768,8 +775,8 @@ def changed_settings(before, now):
 
 
 def changed_networks(before, now):
-    """What two descriptions print otherwise of networks and optimizers, a text a line. Another
-    PyTorch prints the same network otherwise: then there is nothing to compare."""
+    """The lines that differ in two descriptions of networks and optimizers. Another PyTorch may
+    print the same network in another way: then there is nothing to compare."""
     changes = []
     if before["machine"]["torch"] == now["machine"]["torch"]:
         for name, lines in now["networks"].items():
@@ -814,11 +821,11 @@ def load_run(folder):
         description = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
         settings = description["settings"]
         history = load_history(folder)
-        if not history or "sample_change" not in history[0]:
-            raise ValueError("history.csv holds no epochs")
+        if not history or not all(name in settings for name in SETTINGS):
+            raise ValueError("a part is missing")
         weights = torch.load(folder / "generator.pt", weights_only=True)
         script = folder / f"{settings['model'].lower()}.py"
-        script.stat()
+        script.stat()  # fails if it is not there
     except Exception as error:  # a damaged file fails in many ways
         raise UserError(f"{folder} is not a run that can be read ({error})") from error
     G = runpy.run_path(str(script))["Generator"](settings["latent_dim"])
@@ -832,9 +839,6 @@ def load_run(folder):
 # ------------------------------------------------------------------------------------ command line
 
 
-SETTINGS = ["batch_size", "learning_rate", "r1_gamma", "latent_dim", "seed", "precision", "limit"]
-
-
 def number(kind, lowest, highest=math.inf):
     """A type for argparse: an int or a float in a range."""
 
@@ -842,8 +846,9 @@ def number(kind, lowest, highest=math.inf):
         with contextlib.suppress(ValueError):
             if lowest <= kind(text) <= highest:
                 return kind(text)
+        hint = ": put spaces between them" if "," in text else ""
         limits = f"{kind.__name__} from {lowest} to {highest}"
-        raise argparse.ArgumentTypeError(f"{text} is not {limits} (several: put spaces between)")
+        raise argparse.ArgumentTypeError(f"{text} is not {limits}{hint}")
 
     return convert
 
@@ -860,8 +865,8 @@ def parse_arguments(model, argv):
     add("--data", type=Path, default="data", help="folder of the images")
     add("--outputs", type=Path, default="outputs", help="folder of all results")
     add("--redraw", action="store_true", help="train nothing, draw the figures of the run again")
-    add("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto", help="computes")
-    add("--precision", choices=["auto", "float32", "bfloat16"], default="auto", help="of products")
+    add("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto", help="where to compute")
+    add("--precision", choices=["auto", "float32", "bfloat16"], default="auto", help="of numbers")
     add("--epochs", type=number(int, 1), default=200, help="train up to this epoch")
     add("--batch-size", type=number(int, 2), default=128, help="images per step")
     add("--learning-rate", type=number(float, 1e-9, 1), default=1e-3, help="of both networks")
@@ -870,12 +875,13 @@ def parse_arguments(model, argv):
     add("--seed", type=number(int, 0, 2**32), default=0, help="of all random numbers")
     add("--limit", type=number(int, 2), default=60_000, help="train on the first so many images")
     add("--sample-every", type=number(int, 1), default=50, help="epochs between sample grids")
-    add("--perturb-dims", type=number(int, 0), nargs="+", help="of z, to move; None: five")
+    add("--perturb-dims", type=number(int, 0), nargs="+", help="of z to move; None: five of them")
     offset = number(float, -1000, 1000)
-    add("--perturb-offsets", type=offset, nargs="+", default=[-2.0, 0.0, 2.0], help="how far")
+    add("--perturb-offsets", type=offset, nargs="+", default=[-2.0, 0.0, 2.0], help="of them")
     args = parser.parse_args(argv)
-    for name in ["epochs", "device", *SETTINGS]:
-        if args.redraw and getattr(args, name) != parser.get_default(name):
+    unused = ["epochs", "device", *SETTINGS] if args.redraw else []
+    for name in unused:
+        if getattr(args, name) != parser.get_default(name):
             print(f"--redraw trains nothing: --{name.replace('_', '-')} is not used")
     return args
 
@@ -921,7 +927,7 @@ def describe(training, settings, device, dtype):
 
 
 def publish_epoch(folder, G_ema, model, history, samples, sample_every):
-    """What everybody but the training reads of an epoch."""
+    """Write what all but the training read of an epoch: generator.pt, history.csv, samples."""
     weights = {name: value.cpu() for name, value in G_ema.state_dict().items()}
     save_or_warn(folder / "generator.pt", as_pt(weights))
     save_or_warn(folder / "history.csv", as_csv(history))
@@ -976,17 +982,17 @@ def run_model(model, Generator, Discriminator, folder, args):
         done = len(history)
         precision = description["machine"]["precision"]
         print(f"{model} on {device} in {precision}: {done} epochs done", flush=True)
-        epochs = range(done + 1, args.epochs + 1)
-        if epochs:
+        if done < args.epochs:
             save_or_warn(folder / "settings.json", json.dumps(description, indent=2).encode())
             save_script(folder, model, Generator)
+            epochs = range(done + 1, args.epochs + 1)
+            for row, samples in train(training, images, settings, epochs, dtype):
+                history.append(row)
+                # Before the checkpoint: killed in between, the epoch is trained again.
+                publish_epoch(folder, training.G_ema, model, history, samples, args.sample_every)
+                save_checkpoint(folder, training, description, history)
         else:
             print(f"--epochs {args.epochs}: nothing to train")
-        for row, samples in train(training, images, settings, epochs, dtype):
-            history.append(row)
-            # Before the checkpoint: if the run is killed in between, the epoch is trained again.
-            publish_epoch(folder, training.G_ema, model, history, samples, args.sample_every)
-            save_checkpoint(folder, training, description, history)
         save_or_warn(folder / "history.csv", as_csv(history))  # if a spreadsheet held it before
         draw_figures(folder, training.G_ema, history, settings, test_set.data, args)
 
@@ -997,7 +1003,7 @@ def errors_for_people(when_out_of_memory):
     try:
         yield
     except KeyboardInterrupt:
-        print("\nstopped: the same command goes on", file=sys.stderr)
+        print("\nstopped; the same command goes on", file=sys.stderr)
         sys.exit(130)  # as shells have it
     except UserError as error:
         sys.exit(f"error: {error}")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import common  # before torch: common.py says why
+import common  # first: it sets what torch reads when it is imported
 
 # isort: split
 import matplotlib.style
@@ -94,7 +94,8 @@ def classify(classifier, images):
 
 
 def image_items(images, classifier, real):
-    """Of uint8 images (N, 28, 28); real: what `classify` and `reach` say of as many test images."""
+    """Of uint8 images (N, 28, 28). real: features of as many test images, (N, 128), and radius of
+    their neighbourhoods, (N,)."""
     features, classes = classify(classifier, images)
     filtered = median_filter(images)
     return {
@@ -108,10 +109,12 @@ def image_items(images, classifier, real):
 
 
 def latent_items(G, latent_dim, classifier):
-    """Of ways from one latent vector to another, and of moves of one dimension."""
+    """Of ways from one latent vector to another, but for those on which nothing changes, and of
+    moves of one dimension."""
     z = find_ways(latent_dim, STEPS + 1)
     features, _ = classify(classifier, generate_in_parts(G, z.flatten(0, 1)))
     features = features.view(PAIRS, STEPS + 1, -1)
+    features = features[(features != features[:, :1]).any(dim=2).any(dim=1)]
     steps = features.diff(dim=1).norm(dim=2)
     straight = (features[:, -1] - features[:, 0]).norm(dim=1)
     return {
@@ -122,7 +125,7 @@ def latent_items(G, latent_dim, classifier):
 
 
 def history_items(history):
-    """Of the epochs: those of the last quarter of the run, and all of them at once."""
+    """Of the last quarter of the epochs. A runaway is one number for all of them."""
     quarter = math.ceil(len(history) / 4)
     items = {
         "change of the samples": common.column(history, "sample_change")[-quarter:],
@@ -162,7 +165,7 @@ def generate_in_parts(G, z):
 
 def interpolate(a, b, t):
     """From latent vectors a (t = 0) to b (t = 1), (..., L), on a great circle (slerp; White 2016),
-    so that they keep the usual length. A single number has no circle."""
+    so that they keep the usual length; of two or three numbers not always. One has no circle."""
     if a.shape[-1] == 1:
         return a + t * (b - a)
     angle = torch.acos(F.cosine_similarity(a, b, dim=-1).clamp(-1, 1))[..., None]
@@ -307,21 +310,26 @@ def find_better(row, results):
 
     results: {label: what `measure` returns}, those of real images among them.
     """
-    scores = {}
+    scores = {}  # the lower, the better
     spreads = {}
     for label, values in results.items():
-        if label != REAL:
-            value, spreads[label] = values[row.name]
-            scores[label] = value
-            if row.better == "higher":
-                scores[label] = -value
-            if row.better == "like real":
-                scores[label] = abs(value - results[REAL][row.name][0])
-    if len(scores) < 2 or any(math.isnan(score) for score in scores.values()):
+        value, spread = values.get(row.name, (math.nan, 0))
+        if label == REAL or math.isnan(value):
+            continue
+        spreads[label] = spread
+        scores[label] = value
+        if row.better == "higher":
+            scores[label] = -value
+        if row.better == "like real":
+            scores[label] = abs(value - results[REAL][row.name][0])
+    if len(scores) < 2:
         return None
-    first, second, *_ = sorted(scores, key=scores.get)
-    chance = 2 * math.hypot(spreads[first], spreads[second])
-    return first if scores[second] - scores[first] > chance else None
+    best = min(scores, key=scores.get)
+    for label in scores:
+        chance = 2 * math.hypot(spreads[best], spreads[label])
+        if label != best and not scores[label] - scores[best] > chance:
+            return None
+    return best
 
 
 # ---------------------------------------------------------------------------------------- the text
@@ -345,15 +353,17 @@ def make_table(results):
 
 def as_text(value, spread):
     if not math.isfinite(value):
-        return "undefined"  # as after a single epoch, or of images that are all the same
-    text = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+        return "undefined"  # after a single epoch, say, or if most moves change nothing
+    text = f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
     digit = np.format_float_positional(spread, precision=1, fractional=False, trim="-")
     return f"{text} ± {digit}" if spread > 0 else text
 
 
 def make_verdicts(results):
-    """A line a claim: which run is better in which of its measures."""
-    lines = []
+    """A line a claim, of two runs or more: which is better in which of its measures."""
+    if len(results) < 3:  # one run and real images
+        return []
+    lines = ["Which model is better in how many measures of a claim (none: within chance):", ""]
     for claim in dict.fromkeys(row.claim for row in MEASURES):
         rows = [row for row in MEASURES if row.claim == claim]
         names = {}
@@ -362,7 +372,7 @@ def make_verdicts(results):
         ranking = sorted(names, key=lambda label: (label == "none", -len(names[label])))
         parts = [f"{label} in {len(names[label])} ({', '.join(names[label])})" for label in ranking]
         lines.append(f"- **{claim}**, of {len(rows)}: {'; '.join(parts)}")
-    return "\n".join(lines)
+    return [*lines, ""]
 
 
 def find_differences(runs):
@@ -400,12 +410,15 @@ CAPTIONS = {  # for a report
 def plot_losses(runs):
     """Both losses of each run on the same axes."""
     figure = Figure((common.WIDTH, common.WIDTH * 0.55))
+    longest = max(len(run.history) for run in runs)
     figure.suptitle("Losses: mean of each epoch, and its standard deviation as a band")
     panels = figure.subplots(1, len(runs), sharex=True, sharey=True, squeeze=False)[0]
     limits = common.find_limits([run.history for run in runs])
     for axes, run in zip(panels, runs, strict=True):
         common.draw_losses(axes, run.history, limits)
         axes.set_title(run.label)
+        axes.set_xlabel("Epoch")
+        axes.set_xlim(0, longest + 1)
     panels[0].set_ylabel("Loss (binary cross-entropy)")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3)
@@ -464,9 +477,7 @@ def plot_smoothness(runs, jumps):
     """How even the steps of many ways are, over one way of each run; jumps: {label: (PAIRS,)}."""
     figure = Figure((common.WIDTH, common.WIDTH * (0.55 + 0.13 * len(runs))))
     figure.suptitle("From one latent vector to another: how even are the steps?")
-    histogram, *panels = figure.subplots(
-        1 + len(runs), height_ratios=[4] + [1] * len(runs), squeeze=True
-    )
+    histogram, *panels = figure.subplots(1 + len(runs), height_ratios=[4] + [1] * len(runs))
     largest = max(float(values.quantile(0.99)) for values in jumps.values())
     styles = ["-", "--", ":", "-."]
     for i, (label, values) in enumerate(jumps.items()):
@@ -541,16 +552,18 @@ def load_runs(folders):
         del settings["model"]
         settings["precision"] = description["machine"]["precision"]  # what "auto" became
         runs.append(Run(folder, model, model, settings, description, history, G))
-    for run in runs:
-        variants = [other for other in runs if other.model == run.model]
+    for model in {run.model for run in runs}:
+        variants = [run for run in runs if run.model == model]
         if len(variants) > 1:
-            run.label = f"{run.model} {variants.index(run) + 1}"
+            for number, run in enumerate(variants, 1):
+                run.label = f"{model} {number}"
     return runs
 
 
 def compare(folders, outputs, data):
     """Measure the runs; writes comparison.md and figures."""
     runs = load_runs(folders)
+    common.make_folder(outputs)
     common.respect_cpu_quota()
     classifier, accuracy = load_classifier()
     train_set, test_set = common.load_fashion_mnist(data)
@@ -576,7 +589,6 @@ def compare(folders, outputs, data):
 
     report = make_report(runs, {label: measure(items[label]) for label in items}, accuracy)
     print(report)
-    outputs.mkdir(parents=True, exist_ok=True)
     common.save(outputs / "comparison.md", report.encode())
     distances = {label: items[label]["nearest training image"] for label in items}
     jumps = {run.label: items[run.label]["jumps"] for run in runs}
@@ -596,26 +608,26 @@ def make_report(runs, results, accuracy):
     """comparison.md."""
     lines = [
         f"{N:,} images of each, compared with the test images by a classifier of accuracy "
-        f"{accuracy:.4f}. Real images: training images, which it was trained on.",
-        "Bold: better. ±: standard deviation if the images, ways, moves or epochs are drawn anew; "
-        "a difference below twice its size counts as none. What another seed gives is not in it.",
+        f"{accuracy:.4f}. Real images: training images, which it was trained on (no copies: test "
+        "images).",
         "",
         *[f"- {run.label}: {run.folder}, after epoch {len(run.history)}" for run in runs],
         *[f"- **Not the same conditions**, {line}" for line in find_differences(runs)],
         "",
         make_table(results),
         "",
-        "Precision, recall, the Fréchet distance and the steps from z to z are taken in the 128 "
-        "features of the classifier; sharpness after a 3x3 median filter, which removes single "
-        "specks. Usual: the median. A copy moved by a pixel is not found.",
+        "Bold: better. ±: standard deviation if images, ways, moves or epochs are drawn anew (of "
+        "the Fréchet distance at most). Differences below twice that of both count as none; without "
+        "±, any difference counts. What another seed gives is not in it.",
+        "",
+        "Fréchet distance, precision, recall, ways and moves are taken in the 128 features of the "
+        "classifier; sharpness after a 3x3 median filter, which removes single specks. Usual: the "
+        "median. A copy moved by a pixel is not found.",
         "",
         "\\* Last quarter of the run. Samples change less in a longer run; losses deviate least "
         "where D cannot decide.",
         "",
-        "Which model is better in how many measures of a claim (none: within chance):",
-        "",
-        make_verdicts(results),
-        "",
+        *make_verdicts(results),
         "Figures and captions:",
         "",
         *[f"- comparison_{name}.png: {caption}" for name, caption in CAPTIONS.items()],

@@ -4,7 +4,7 @@ Run `python dcgan.py` to train for 200 epochs and write figures and checkpoints 
 `python dcgan.py --help` lists the options. common.py trains it.
 """
 
-import common  # before torch: common.py says why
+import common  # first: it sets what torch reads when it is imported
 
 # isort: split
 from torch import nn
@@ -38,7 +38,7 @@ class Discriminator(nn.Module):
     """D: images x, (N, 1, 28, 28) in [-1, 1], to logits, (N, 1).
 
     Its last layer, the Sigmoid, is in the loss (common.train_step): D(x), the probability that x
-    is real, is sigmoid(logit), and log D(x) is exact only if both are computed in one go.
+    is real, is sigmoid(logit). Of a logit of -200, log D(x) is -200, but D(x) alone rounds to 0.
     """
 
     def __init__(self):

@@ -289,7 +289,7 @@ def test_a_line_for_each_claim():
     real = {row.name: (0, 0.1) for row in compare.MEASURES}
     DCGAN["sharpness"] = DCGAN["grain"] = DCGAN["jumps"] = DCGAN["outliers"] = (1, 0.1)
     GAN["detour"] = (1, 0.1)
-    lines = compare.make_verdicts({"GAN": GAN, "DCGAN": DCGAN, compare.REAL: real}).splitlines()
+    lines = compare.make_verdicts({"GAN": GAN, "DCGAN": DCGAN, compare.REAL: real})
     assert "- **sharper**, of 2: DCGAN in 2 (sharpness, grain)" in lines
     assert "- **smoother**, of 3: DCGAN in 2 (jumps, outliers); GAN in 1 (detour)" in lines
     assert "- **more varied**, of 2: none in 2 (recall, imbalance)" in lines
