@@ -750,7 +750,9 @@ def load_checkpoint(folder, training, description):
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         before = checkpoint["description"]
         changes = changed_settings(before["settings"], description["settings"])
-        changes += changed_networks(before, description)
+        # Another PyTorch may print the same network otherwise.
+        if before["machine"]["torch"] == description["machine"]["torch"]:
+            changes += changed_networks(before["networks"], description["networks"])
         history = checkpoint["history"]
         parts = vars(training) if not changes else {}
         for name, part in parts.items():
@@ -775,14 +777,12 @@ def changed_settings(before, now):
 
 
 def changed_networks(before, now):
-    """The lines that differ in two descriptions of networks and optimizers. Another PyTorch may
-    print the same network in another way: then there is nothing to compare."""
+    """The lines that PyTorch prints otherwise of networks and optimizers, {name: lines} each."""
     changes = []
-    if before["machine"]["torch"] == now["machine"]["torch"]:
-        for name, lines in now["networks"].items():
-            for line in difflib.ndiff(before["networks"][name], lines):
-                if line.startswith(("-", "+")):  # only before, or only now
-                    changes.append(f"{name} {' '.join(line.split())}")
+    for name, lines in now.items():
+        for line in difflib.ndiff(before[name], lines):
+            if line.startswith(("-", "+")):  # only before, or only now
+                changes.append(f"{name} {' '.join(line.split())}")
     return changes
 
 
@@ -875,9 +875,11 @@ def parse_arguments(model, argv):
     add("--seed", type=number(int, 0, 2**32), default=0, help="of all random numbers")
     add("--limit", type=number(int, 2), default=60_000, help="train on the first so many images")
     add("--sample-every", type=number(int, 1), default=50, help="epochs between sample grids")
-    add("--perturb-dims", type=number(int, 0), nargs="+", help="of z to move; None: five of them")
+    add(
+        "--perturb-dims", type=number(int, 0), nargs="+", help="dimensions of z to move; None: five"
+    )
     offset = number(float, -1000, 1000)
-    add("--perturb-offsets", type=offset, nargs="+", default=[-2.0, 0.0, 2.0], help="of them")
+    add("--perturb-offsets", type=offset, nargs="+", default=[-2.0, 0.0, 2.0], help="of a move")
     args = parser.parse_args(argv)
     unused = ["epochs", "device", *SETTINGS] if args.redraw else []
     for name in unused:
@@ -937,8 +939,8 @@ def publish_epoch(folder, G_ema, model, history, samples, sample_every):
         save_or_warn(folder / f"samples_epoch_{len(history):03d}.png", grid)
 
 
-def draw_figures(folder, G, history, settings, test_images, args):
-    """The figures of a whole run; test_images: uint8 (N, 28, 28)."""
+def draw_figures(G, history, settings, test_images, args):
+    """The figures of a whole run, {file name: PNG}; test_images: uint8 (N, 28, 28)."""
     title = f"{settings['model']}, epoch {len(history)}"
     z = latent_vectors(settings["latent_dim"])
     samples = generate(G, z)
@@ -951,15 +953,16 @@ def draw_figures(folder, G, history, settings, test_images, args):
         "real_vs_generated.png": plot_real_and_generated(test_images[:16], samples[:16], title),
         "latent_perturbation.png": plot_perturbation(images, response, dims, offsets, title),
     }
-    for name, figure in figures.items():
-        save_or_warn(folder / name, as_png(figure))
+    return {name: as_png(figure) for name, figure in figures.items()}
 
 
 def redraw(folder, args):
     """Draw the figures of a run from what it has published."""
     description, history, G = load_run(folder)
     _, test_set = load_fashion_mnist(args.data)
-    draw_figures(folder, G, history, description["settings"], test_set.data, args)
+    figures = draw_figures(G, history, description["settings"], test_set.data, args)
+    for name, figure in figures.items():
+        save(folder / name, figure)
 
 
 def run_model(model, Generator, Discriminator, folder, args):
@@ -994,7 +997,9 @@ def run_model(model, Generator, Discriminator, folder, args):
         else:
             print(f"--epochs {args.epochs}: nothing to train")
         save_or_warn(folder / "history.csv", as_csv(history))  # if a spreadsheet held it before
-        draw_figures(folder, training.G_ema, history, settings, test_set.data, args)
+        figures = draw_figures(training.G_ema, history, settings, test_set.data, args)
+        for name, figure in figures.items():
+            save_or_warn(folder / name, figure)
 
 
 @contextlib.contextmanager

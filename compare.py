@@ -382,7 +382,12 @@ def find_differences(runs):
     for run in runs[1:]:
         changes = common.changed_settings(first.settings, run.settings)
         if run.model == first.model:
-            changes += common.changed_networks(first.description, run.description)
+            changes += common.changed_networks(
+                first.description["networks"], run.description["networks"]
+            )
+            versions = [other.description["machine"]["torch"] for other in (first, run)]
+            if versions[0] != versions[1]:
+                changes.append(f"printed by PyTorch {versions[0]} and {versions[1]}")
         if changes:
             lines.append(f"from {first.label} to {run.label}: {'; '.join(changes)}")
     return lines
@@ -617,8 +622,8 @@ def make_report(runs, results, accuracy):
         make_table(results),
         "",
         "Bold: better. ±: standard deviation if images, ways, moves or epochs are drawn anew (of "
-        "the Fréchet distance at most). Differences below twice that of both count as none; without "
-        "±, any difference counts. What another seed gives is not in it.",
+        "the Fréchet distance at most). Differences below twice that of both count as none; "
+        "without ±, any difference counts. What another seed gives is not in it.",
         "",
         "Fréchet distance, precision, recall, ways and moves are taken in the 128 features of the "
         "classifier; sharpness after a 3x3 median filter, which removes single specks. Usual: the "
