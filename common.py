@@ -585,7 +585,7 @@ def plot_perturbation(images, response, dims, offsets, title):
 def plot_losses(history, model):
     """Both losses over training."""
     figure = Figure((WIDTH, WIDTH * 0.6))
-    figure.suptitle(f"{model}: losses over {len(history)} epochs")
+    figure.suptitle(f"{model}, epoch {len(history)}: losses")
     axes = figure.subplots()
     draw_losses(axes, history, find_limits([history]))
     axes.set_xlabel("Epoch (line: mean of its iterations; band: their standard deviation)")
@@ -609,7 +609,7 @@ def draw_losses(axes, history, limits):
         axes.plot(epochs, mean, line, color=colour, linewidth=1.6, marker=marker, label=label)
     # Dots far apart and in front: where D's line lies on ln 2, both can be seen.
     dots = (0, (1, 4))
-    label = "ln 2: D is undecided"
+    label = "ln 2: D(x) = D(G(z)) = 1/2"
     axes.axhline(math.log(2), color="black", linewidth=1, linestyle=dots, zorder=3, label=label)
     axes.set_ylim(limits)
     axes.set_xlim(0, len(history) + 1)
@@ -817,6 +817,8 @@ def load_run(folder):
 
     Raises UserError if something is missing or damaged.
     """
+    if not (folder / "settings.json").exists():
+        raise UserError(f"there is no run in {folder}: it has no settings.json")
     try:
         description = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
         settings = description["settings"]
@@ -846,9 +848,10 @@ def number(kind, lowest, highest=math.inf):
         with contextlib.suppress(ValueError):
             if lowest <= kind(text) <= highest:
                 return kind(text)
-        hint = ": put spaces between them" if "," in text else ""
-        limits = f"{kind.__name__} from {lowest} to {highest}"
-        raise argparse.ArgumentTypeError(f"{text} is not {limits}{hint}")
+        kind_of_number = "a whole number" if kind is int else "a number"
+        limits = f"from {lowest}" if highest == math.inf else f"from {lowest} to {highest}"
+        hint = " (put spaces between several)" if "," in text else ""
+        raise argparse.ArgumentTypeError(f"{text} is not {kind_of_number} {limits}{hint}")
 
     return convert
 
@@ -866,7 +869,9 @@ def parse_arguments(model, argv):
     add("--outputs", type=Path, default="outputs", help="folder of all results")
     add("--redraw", action="store_true", help="train nothing, draw the figures of the run again")
     add("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto", help="where to compute")
-    add("--precision", choices=["auto", "float32", "bfloat16"], default="auto", help="of numbers")
+    add(
+        "--precision", choices=["auto", "float32", "bfloat16"], default="auto", help="to compute in"
+    )
     add("--epochs", type=number(int, 1), default=200, help="train up to this epoch")
     add("--batch-size", type=number(int, 2), default=128, help="images per step")
     add("--learning-rate", type=number(float, 1e-9, 1), default=1e-3, help="of both networks")
@@ -879,7 +884,7 @@ def parse_arguments(model, argv):
         "--perturb-dims", type=number(int, 0), nargs="+", help="dimensions of z to move; None: five"
     )
     offset = number(float, -1000, 1000)
-    add("--perturb-offsets", type=offset, nargs="+", default=[-2.0, 0.0, 2.0], help="of a move")
+    add("--perturb-offsets", type=offset, nargs="+", default=[-2.0, 0.0, 2.0], help="how far")
     args = parser.parse_args(argv)
     unused = ["epochs", "device", *SETTINGS] if args.redraw else []
     for name in unused:
