@@ -125,10 +125,13 @@ def compare_with_neighbour(model, steps, folder, device):
     """Alone, and beside a process that trains the same."""
     alone = our_seconds(MODELS[model], steps, folder, device)
     command = [sys.executable, __file__, "--model", model, "--forever", "--data", folder]
-    neighbour = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    time.sleep(15)  # until it trains
-    beside = our_seconds(MODELS[model], steps, folder, device)
-    neighbour.kill()
+    neighbour = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    try:
+        if not neighbour.stdout.readline():  # it has a line when it has trained
+            raise RuntimeError("the neighbour has ended")
+        beside = our_seconds(MODELS[model], steps, folder, device)
+    finally:
+        neighbour.kill()
     threads = torch.get_num_threads()
     print(f"{model}, {threads} threads: {alone:.4f} s a step alone, {beside:.4f} beside another")
 
@@ -150,6 +153,7 @@ def main():
         steps = args.steps or STEPS[model]
         while args.forever:
             our_seconds(MODELS[model], steps, args.data, device)
+            print("trained", flush=True)
         if args.beside:
             compare_with_neighbour(model, steps, args.data, device)
         else:

@@ -2,7 +2,9 @@
 
 import csv
 import hashlib
+import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -13,11 +15,13 @@ sys.path.insert(0, str(ROOT))  # so that `pytest` alone finds the scripts
 CUT = ROOT / "tests" / "fashion_mnist_cut"
 RAW = CUT / "FashionMNIST" / "raw"  # the four .gz files
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+REFERENCE = ROOT / "outputs" / "reference"
 
 import common  # noqa: E402
 
 # isort: split
 import torch  # noqa: E402
+from torch import nn  # noqa: E402
 
 QUICK = ["--batch-size", "32", "--limit", "96", "--device", "cpu"]  # three steps an epoch
 
@@ -40,12 +44,16 @@ def data(tmp_path_factory):
     return folder
 
 
-def train(module, outputs, data, *options):
+def run(module, outputs, data, *options):
     """Run gan.py or dcgan.py (the module) in this process as a user would; returns its folder."""
     name = module.__name__
-    argv = [*QUICK, "--data", data, "--outputs", outputs, *options]
+    argv = ["--data", data, "--outputs", outputs, *options]
     common.main(name.upper(), module.Generator, module.Discriminator, [str(word) for word in argv])
     return outputs / name
+
+
+def train(module, outputs, data, *options):
+    return run(module, outputs, data, *QUICK, *options)
 
 
 def refused(module, outputs, data, *options):
@@ -59,14 +67,19 @@ def refused(module, outputs, data, *options):
     return line
 
 
+def python(code, folder, **variables):
+    """What it prints in a new process that has these variables of the environment."""
+    environment = {**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}", **variables}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def files_in(folder):
     """{name: content} but for hidden files."""
     paths = [path for path in folder.iterdir() if path.is_file() and path.name[0] != "."]
     return {path.name: path.read_bytes() for path in paths}
-
-
-def read_checkpoint(folder):
-    return torch.load(folder / "checkpoint.pt", weights_only=True)
 
 
 def read_history(folder):
@@ -78,21 +91,39 @@ def read_history(folder):
     return rows
 
 
-def find_tensors(part, path=""):
-    """{path: tensor} of all tensors in a checkpoint or a part of it."""
-    if isinstance(part, torch.Tensor):
-        return {path: part}
+def history_of(D_losses, G_losses, deviation=0.01):
+    """Rows as of history.csv."""
+    rows = []
+    for epoch, (D_loss, G_loss) in enumerate(zip(D_losses, G_losses, strict=True), 1):
+        row = {"epoch": epoch, "D_loss_mean": D_loss, "G_loss_mean": G_loss}
+        row |= {"D_loss_std": deviation, "G_loss_std": 2 * deviation}
+        rows.append(row)
+    return rows
+
+
+def linear_generator(weight, *layers):
+    """A generator of weight z, with weight (784, latent_dim), and what the layers make of it."""
+    linear = nn.Linear(weight.shape[1], 784, bias=False)
+    linear.weight.data = weight
+    return nn.Sequential(linear, *layers, nn.Unflatten(1, (1, 28, 28)))
+
+
+def read_tensors(folder):
+    """{path: tensor} of all tensors in a checkpoint."""
+    parts = [("", torch.load(folder / "checkpoint.pt", weights_only=True))]
     found = {}
-    if isinstance(part, dict):
-        for key, value in part.items():
-            found.update(find_tensors(value, f"{path}/{key}"))
+    for path, part in parts:  # which grows meanwhile
+        if isinstance(part, torch.Tensor):
+            found[path] = part
+        if isinstance(part, dict):
+            parts += [(f"{path}/{key}", value) for key, value in part.items()]
     return found
 
 
 def assert_same_run(folder, expected):
     """The same bit for bit: every tensor, the numbers but for seconds, every figure."""
-    tensors = find_tensors(read_checkpoint(folder))
-    others = find_tensors(read_checkpoint(expected))
+    tensors = read_tensors(folder)
+    others = read_tensors(expected)
     assert tensors.keys() == others.keys()
     assert len(tensors) > 50
     different = [path for path in tensors if not torch.equal(tensors[path], others[path])]

@@ -2,58 +2,47 @@
 
 import json
 import math
+import re
 import shutil
+from types import SimpleNamespace
 
-import common  # before torch
-
-# isort: split
 import numpy as np
 import pytest
 import torch
-from conftest import README, ROOT, read_history, train
+from conftest import README, REFERENCE, history_of, linear_generator, read_history, train
+from matplotlib.text import Text
 from torch import nn
 from torchvision.transforms.functional import gaussian_blur
 
+import common
 import compare
 import dcgan
 import gan
 
-REFERENCE = ROOT / "outputs" / "reference"
-
-
-def constant(*greys):
-    """uint8 images, each of one grey."""
-    return torch.tensor(greys, dtype=torch.uint8)[:, None, None].repeat(1, 28, 28)
-
-
-# ----------------------------------------------------------------------------- quality and variety
-
 
 def test_frechet_distance_of_two_normal_distributions():
-    """N(0, diag(1, 4)) and N((3, 0), diag(4, 4)) turned by half a radian: a closed form exists."""
-    torch.manual_seed(0)
-    turn = torch.tensor([[math.cos(0.5), -math.sin(0.5)], [math.sin(0.5), math.cos(0.5)]])
-    a = torch.randn(200_000, 2) * torch.tensor([1.0, 2.0]) @ turn
-    b = (torch.randn(200_000, 2) * torch.tensor([2.0, 2.0]) + torch.tensor([3.0, 0.0])) @ turn
+    """With covariances that do not commute: for 2x2, trace (A B)^(1/2) is
+    sqrt(trace(A B) + 2 sqrt(det(A B)))."""
+    half_a = torch.tensor([[8**0.5, 0], [0, 2**0.5]])  # and its mirror image: A = [[4, 0], [0, 1]]
+    half_b = torch.tensor([[3.0, 3.0], [1.0, -1.0]])  # B = [[5, 4], [4, 5]]
+    a = torch.cat([half_a, -half_a]).repeat(1000, 1)
+    b = torch.cat([half_b, -half_b]).repeat(1000, 1) + torch.tensor([3.0, 0.0])
+    expected = 9 + (4 + 1) + (5 + 5) - 2 * math.sqrt(4 * 5 + 1 * 5 + 2 * math.sqrt(4 * 9))
     distance = compare.frechet_distance(torch.stack([a, b], dim=1))
-    assert distance == pytest.approx(10, rel=0.01)  # |(3, 0)|^2 + (1 - 2)^2 + (2 - 2)^2
-    same = compare.frechet_distance(torch.stack([a, a], dim=1))
-    assert same == pytest.approx(0, abs=1e-9)
+    assert distance == pytest.approx(expected, rel=1e-3)
+    assert compare.frechet_distance(torch.stack([a, a], dim=1)) == pytest.approx(0, abs=1e-9)
 
 
 def test_neighbourhoods():
-    """Two clusters around (0, 0) and (100, 0): each holds half of the points."""
-    torch.manual_seed(0)
-    points = torch.randn(600, 2)
-    points[300:, 0] += 100
+    """On a line, 300 points 1 apart, and far away 300 points 100 apart."""
+    near = torch.arange(300.0, dtype=torch.float64)[:, None]
+    points = torch.cat([near, 100 * near + 100_000])
     radius = compare.neighbourhood(points)
-    half = points[:300]
-    assert compare.is_within(points, points, radius).all()
-    assert compare.is_within(half, points, radius).all()  # precision of a half
-    assert compare.is_within(points, half, radius[:300]).float().mean() == 0.5  # recall of it
-    assert not compare.is_within(points + 1000, points, radius).any()
-    line = torch.arange(100.0)[:, None]
-    assert compare.neighbourhood(line)[50] == 3  # the 5th nearest of 50 is 47 or 53
+    assert radius[[50, 350]].tolist() == pytest.approx([3, 300])  # the 5th nearest of 50: 47 or 53
+    others = torch.tensor([-1, 50.5, -50, 100_050, 99_950, 60_000], dtype=torch.float64)
+    within = [True, True, False, True, True, False]  # 50 is near for the second 300 only
+    assert compare.is_within(others[:, None], points, radius).tolist() == within
+    assert compare.is_within(points, near, radius[:300]).double().mean() == 0.5  # recall of a half
 
 
 def test_imbalance():
@@ -65,7 +54,7 @@ def test_imbalance():
 
 @pytest.fixture(scope="module")
 def judge(data):
-    """A function from images of the cut to their items, against its training images."""
+    """A function from 320 images to their items, against the cut's training images."""
     classifier, _ = compare.load_classifier()
     train_set, _ = common.load_fashion_mnist(data)
     features, _ = compare.classify(classifier, train_set.data)
@@ -77,25 +66,20 @@ def judge(data):
     return image_items
 
 
-def test_half_of_the_classes_and_copies_are_less_varied(data, judge):
-    train_set, _ = common.load_fashion_mnist(data)
+def test_half_of_the_classes_copies_and_mixtures_are_found_out(data, judge):
+    train_set, test_set = common.load_fashion_mnist(data)
     half = train_set.data[train_set.targets < 5]
     half = judge(torch.cat([half, half, half])[:320])
-    copied = judge(train_set.data[:10].repeat(32, 1, 1))
     assert half["recall"].float().mean() < 0.7
     assert compare.imbalance(half["imbalance"]) > 40
+    copied = judge(train_set.data[:10].repeat(32, 1, 1))
     assert copied["recall"].float().mean() < 0.2
-
-
-def test_mixtures_of_two_garments_are_far_from_real_images(data, judge):
-    """The left half of one garment beside the right half of another is as sharp and as varied."""
-    train_set, test_set = common.load_fashion_mnist(data)
+    # The left half of one garment beside the right half of another is as sharp and as varied.
     images = train_set.data[train_set.targets.argsort()]
-    mixed = images.clone()
-    mixed[:, :, 14:] = images[:, :, 14:].roll(160, 0)
+    mixed = torch.cat([images[:, :, :14], images[:, :, 14:].roll(160, 0)], dim=2)
     distance = compare.frechet_distance(judge(mixed)["Fréchet distance"])
-    others = test_set.data.repeat(4, 1, 1)
-    assert distance > 2 * compare.frechet_distance(judge(others)["Fréchet distance"])
+    others = judge(test_set.data.repeat(4, 1, 1))["Fréchet distance"]
+    assert distance > 2 * compare.frechet_distance(others)
 
 
 def test_the_committed_classifier_knows_garments(data):
@@ -106,69 +90,28 @@ def test_the_committed_classifier_knows_garments(data):
     assert accuracy > 0.93
 
 
-# --------------------------------------------------------------------------------------- sharper
-
-
-def items_of(images, judge):
-    padding = images[:1].repeat(320 - len(images), 1, 1)
-    items = judge(torch.cat([images, padding]))
-    return {name: items[name][: len(images)] for name in ("sharpness", "grain")}
-
-
-def test_sharpness_of_an_edge(judge):
-    images = constant(0)
-    images[0, :, 14:] = 100
+def test_an_edge_is_sharpness_and_specks_are_grain(judge):
+    edge, specks = images = torch.zeros(2, 28, 28, dtype=torch.uint8)
+    edge[:, 14:] = 100
+    specks[5, 5] = specks[20, 9] = 200
+    items = judge(images.repeat(160, 1, 1))
     # The median filter leaves the edge. Of its 26 columns the Laplacian has 24; it is 100 left of
     # the edge, -100 right of it.
-    assert items_of(images, judge)["sharpness"].item() == pytest.approx(2 * 100**2 / 24)
-
-
-def test_specks_are_grain_and_no_sharpness(judge):
-    images = constant(50)
-    images[0, 5, 5] = 250
-    images[0, 20, 9] = 250
-    items = items_of(images, judge)
-    assert items["sharpness"].item() == 0
-    assert items["grain"].item() == pytest.approx(2 * 200 / 26**2)
+    assert items["sharpness"][:2].tolist() == pytest.approx([2 * 100**2 / 24, 0])
+    assert items["grain"][:2].tolist() == pytest.approx([0, 2 * 200 / 26**2])
 
 
 def test_neither_noise_nor_blur_passes_for_sharper(data, judge):
     torch.manual_seed(0)
-    train_set, _ = common.load_fashion_mnist(data)
-    images = train_set.data
-    noise = 10 * torch.randn(images.shape)
-    noisy = (images + noise).round().clamp(0, 255).byte()
+    images = common.load_fashion_mnist(data)[0].data
+    noisy = (images + 10 * torch.randn(images.shape)).round().clamp(0, 255).byte()
     blurred = gaussian_blur(images.float()[:, None], 9, 0.5)[:, 0].round().byte()
     real, noisy, blurred = (
         {name: values.double().mean() for name, values in judge(shown).items() if values.dim() == 1}
         for shown in (images, noisy, blurred)
     )
-    assert noisy["sharpness"] < real["sharpness"]
-    assert blurred["sharpness"] < real["sharpness"]
+    assert max(noisy["sharpness"], blurred["sharpness"]) < real["sharpness"]
     assert blurred["grain"] < real["grain"] < noisy["grain"]
-
-
-# -------------------------------------------------------------------------------------- smoother
-
-
-class Linear(nn.Module):
-    """A generator whose first row of pixels is a tenth of z."""
-
-    def __init__(self):
-        super().__init__()
-        self.gain = nn.Parameter(torch.tensor(0.1))
-
-    def forward(self, z):
-        x = torch.zeros(len(z), 1, 28, 28)
-        x[:, 0, 0, : z.shape[1]] = self.gain * z
-        return x
-
-
-class Step(Linear):
-    """One whose image changes only where z_0 changes its sign."""
-
-    def forward(self, z):
-        return 0.5 * z[:, :1].sign()[:, :, None, None].expand(-1, 1, 28, 28) + 0 * self.gain
 
 
 class Pixels(nn.Module):
@@ -182,7 +125,7 @@ class Pixels(nn.Module):
 
 
 def test_a_linear_generator_is_smooth_in_every_way():
-    items = compare.latent_items(Linear(), 3, Pixels())
+    items = compare.latent_items(linear_generator(0.1 * torch.eye(784, 3)), 3, Pixels())
     # Each dimension moved by 2 changes one pixel by 0.2 of its range of 2, but for rounding.
     expected = torch.full((compare.MOVES,), 0.2)
     torch.testing.assert_close(items["outliers"], expected, atol=0.01, rtol=0)
@@ -192,16 +135,18 @@ def test_a_linear_generator_is_smooth_in_every_way():
 
 
 def test_a_generator_that_jumps():
-    """One step in 32 is all the change: it is 32 times the mean one."""
-    items = compare.latent_items(Step(), 3, Pixels())
-    jumps = items["jumps"][items["jumps"].isfinite()]  # of z with the same sign at both ends: none
+    """White where z_0 is positive, else black: one step in 32 is all the change, so it is 32 times
+    the mean one. On about half of the ways nothing changes, and they say nothing."""
+    weight = torch.zeros(784, 3)
+    weight[:, 0] = 1e9
+    jumps = compare.latent_items(linear_generator(weight, nn.Tanh()), 3, Pixels())["jumps"]
+    assert 0.4 * compare.PAIRS < len(jumps) < 0.6 * compare.PAIRS
     assert compare.median(jumps) == pytest.approx(32, rel=1e-4)
 
 
 def test_tail():
     moves = torch.cat([torch.full((98,), 2.0), torch.full((3,), 10.0)])
-    assert compare.tail(moves) == 5
-    assert compare.tail(3 * moves) == 5  # the shape counts, not the size
+    assert compare.tail(moves) == compare.tail(3 * moves) == 5  # the shape counts, not the size
 
 
 def test_interpolation_is_on_the_circle():
@@ -213,26 +158,21 @@ def test_interpolation_is_on_the_circle():
         np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
-# ------------------------------------------------------------------------- more stable, no copies
-
-
 def test_stability_is_that_of_the_last_quarter_and_a_runaway_that_of_all():
-    history = []
-    for epoch in range(1, 81):
-        last = epoch > 60
-        row = {"sample_change": 10.0 if last else 50.0, "G_loss_std": 4.0 if last else 9.0}
-        row |= {"D_loss_std": 2.0 if last else 9.0, "D_loss_mean": 0.7, "G_loss_mean": 0.8}
-        history.append(row)
-    history[20]["G_loss_mean"] = 2.4
-    items = {name: values.mean().item() for name, values in compare.history_items(history).items()}
-    assert items == pytest.approx(
-        {
-            "change of the samples": 10,
-            "deviation of G's loss": 4,
-            "deviation of D's loss": 2,
-            "runaway": 3,
-        }
-    )
+    history = history_of([0.7] * 80, [0.8] * 20 + [2.4] + [0.8] * 59)
+    for row in history:
+        factor = 1 if row["epoch"] > 60 else 5
+        row["sample_change"] = 10.0 * factor
+        row["G_loss_std"] = 4.0 * factor
+        row["D_loss_std"] = 2.0 * factor
+    items = compare.history_items(history)
+    assert items["change of the samples"].mean() == 10
+    assert items["deviation of G's loss"].mean() == 4
+    assert items["deviation of D's loss"].mean() == 2
+    assert items["runaway"].tolist() == pytest.approx([3])
+    for epochs, is_defined in ((7, False), (8, True)):  # the last quarter has two epochs or more
+        changes = compare.history_items(history[-epochs:])["change of the samples"]
+        assert changes.isfinite().all() == is_defined
 
 
 def test_nearest_is_the_root_mean_square_difference():
@@ -248,9 +188,6 @@ def test_nearest_is_the_root_mean_square_difference():
         assert distances[i].item() == pytest.approx(by_hand.min(), abs=0.05)
 
 
-# --------------------------------------------------------------------------------- who is better
-
-
 def test_the_spread_is_that_of_a_mean():
     """Of N numbers of deviation 1 the mean deviates by 1 / sqrt(N)."""
     torch.manual_seed(0)
@@ -259,33 +196,35 @@ def test_the_spread_is_that_of_a_mean():
     assert spread == pytest.approx(0.01, rel=0.35)  # 50 resamples: within 10%, mostly
 
 
-def row_of(name):
-    (row,) = [row for row in compare.MEASURES if row.name == name]
-    return row
+UNDEFINED = (math.nan, 0)
 
 
 @pytest.mark.parametrize(
-    ("name", "GAN", "DCGAN", "real", "better"),
+    ("name", "values", "better"),
     [
-        ("Fréchet distance", (26, 0.5), (5, 0.5), (0.5, 0.1), "DCGAN"),  # lower
-        ("recall", (0.9, 0.01), (0.5, 0.01), (0.8, 0.01), "GAN"),  # higher
-        ("grain", (12, 0.1), (9, 0.1), (9.4, 0.1), "DCGAN"),  # like real
-        ("grain", (7, 0.1), (9, 0.1), (7.4, 0.1), "GAN"),
-        ("jumps", (3.0, 0.1), (2.8, 0.1), None, None),  # within chance: 0.2 < 2 x 0.14
-        ("jumps", (3.0, 0.1), (2.6, 0.1), None, "DCGAN"),
-        ("change of the samples", (2, 0), (math.nan, 0), None, None),
+        ("Fréchet distance", [(26, 0.5), (5, 0.5)], "B"),  # lower
+        ("recall", [(0.9, 0.01), (0.5, 0.01)], "A"),  # higher
+        ("grain", [(12, 0.1), (9, 0.1)], "B"),  # like real ones, which have 9.4
+        ("grain", [(9, 0.1), (7, 0.1)], "A"),
+        ("jumps", [(3.0, 0.1), (2.8, 0.1)], None),  # within chance: 0.2 < 2 x 0.14
+        ("jumps", [(3.0, 0.1), (2.6, 0.1)], "B"),
+        ("jumps", [(3.0, 0.1), (2.6, 0.1), (2.8, 0.1)], None),  # B is better than A only
+        ("jumps", [(3.0, 0.1), (2.6, 0.1), (3.1, 0.1)], "B"),
+        ("jumps", [UNDEFINED, (2.6, 0.1), (3.1, 0.1)], "B"),
+        ("jumps", [(3.0, 0.1), UNDEFINED], None),
+        ("jumps", [(3.0, 0.1)], None),
     ],
 )
-def test_who_is_better(name, GAN, DCGAN, real, better):
-    results = {"GAN": {name: GAN}, "DCGAN": {name: DCGAN}, compare.REAL: {name: real}}
-    assert compare.find_better(row_of(name), results) == better
-    del results["DCGAN"]
-    assert compare.find_better(row_of(name), results) is None
+def test_who_is_better(name, values, better):
+    results = {label: {name: value} for label, value in zip("ABC", values, strict=False)}
+    results[compare.REAL] = {"grain": (9.4, 0.1)}
+    (row,) = [row for row in compare.MEASURES if row.name == name]
+    assert compare.find_better(row, results) == better
 
 
 def test_a_line_for_each_claim():
     GAN = {row.name: (2, 0.1) for row in compare.MEASURES}
-    DCGAN = {row.name: (2, 0.1) for row in compare.MEASURES}
+    DCGAN = dict(GAN)
     real = {row.name: (0, 0.1) for row in compare.MEASURES}
     DCGAN["sharpness"] = DCGAN["grain"] = DCGAN["jumps"] = DCGAN["outliers"] = (1, 0.1)
     GAN["detour"] = (1, 0.1)
@@ -293,9 +232,6 @@ def test_a_line_for_each_claim():
     assert "- **sharper**, of 2: DCGAN in 2 (sharpness, grain)" in lines
     assert "- **smoother**, of 3: DCGAN in 2 (jumps, outliers); GAN in 1 (detour)" in lines
     assert "- **more varied**, of 2: none in 2 (recall, imbalance)" in lines
-
-
-# ------------------------------------------------------------------------------- the command line
 
 
 @pytest.fixture
@@ -314,28 +250,63 @@ def run_compare(data, outputs, *folders):
 
 def rows_of(table):
     lines = [line for line in table.splitlines() if line.startswith("| ")]
-    return [[cell.strip(" *") for cell in line.strip("|").split("|")] for line in lines]
+    return [[cell.strip(" *") for cell in line[1:].removesuffix("|").split("|")] for line in lines]
 
 
-def test_two_models_side_by_side(trained, data, small, capsys):
+def test_two_models_side_by_side(trained, data, small, monkeypatch, capsys):
     train(dcgan, trained, data, "--epochs", 1)
     capsys.readouterr()
+    figures = []
+    as_png = common.as_png
+
+    def watched(figure):
+        figures.append(figure)
+        return as_png(figure)
+
+    monkeypatch.setattr(common, "as_png", watched)
     table = run_compare(data, trained, trained / "gan", trained / "dcgan")
     assert table in capsys.readouterr().out
     assert f"GAN: {trained / 'gan'}, after epoch 2" in table
     assert f"DCGAN: {trained / 'dcgan'}, after epoch 1" in table
     assert "from GAN to DCGAN: epochs was 2, is now 1" in table
+    assert "- **quality**, of 2: " in table
     heading, *rows = rows_of(table)
     assert heading[:6] == ["claim", "measure", "better", "GAN", "DCGAN", "real images"]
     assert len(rows) == 14
     for claim, name, _, GAN, DCGAN, real, _ in rows:
-        assert float(GAN.split()[0].replace(",", "")) >= 0, name
+        if claim == "more stable" and name != "runaway":
+            assert GAN == DCGAN == "undefined"  # a quarter of so few epochs
+        else:
+            assert float(GAN.split()[0].replace(",", "")) >= 0, name
         assert (real == "") == (claim in ("smoother", "more stable"))
-        if name == "change of the samples":
-            assert DCGAN == "undefined"  # which takes two epochs
     for name in compare.CAPTIONS:
-        assert (trained / f"comparison_{name}.png").stat().st_size > 5_000
+        assert (trained / f"comparison_{name}.png").exists()
         assert f"- comparison_{name}.png: " in table  # its caption
+    assert len(figures) == len(compare.CAPTIONS) == 6
+    for figure in figures:
+        texts = " ".join(text.get_text() for text in figure.findobj(Text))
+        assert re.search(r"\bGAN\b.*\bDCGAN\b", texts), texts
+        for axes in figure.axes:
+            assert axes.images or len([*axes.lines, *axes.patches]) > 1, texts
+            assert all(image.get_array().std() > 10 for image in axes.images), texts
+
+
+def test_losses_of_runs_of_unequal_length_show_all_epochs_of_both():
+    runs = [
+        SimpleNamespace(label="short", history=history_of([0.6] * 3, [0.8] * 3)),
+        SimpleNamespace(label="long", history=history_of([0.1] * 9, [2.5] * 9)),
+    ]
+    for shown in (runs, runs[::-1]):
+        figure = compare.plot_losses(shown)
+        for axes, run in zip(figure.axes, shown, strict=True):
+            assert axes.get_title() == run.label
+            for line, name in zip(axes.lines, ["D_loss_mean", "G_loss_mean"], strict=False):
+                expected = [(row["epoch"], row[name]) for row in run.history]
+                assert [tuple(point) for point in line.get_xydata()] == expected
+            left, right = axes.get_xlim()
+            low, high = axes.get_ylim()
+            assert left < 1 < 9 < right
+            assert low < 0.1 < 2.5 < high
 
 
 def test_a_variant_of_a_layer_is_compared(trained, data, small):
@@ -349,6 +320,7 @@ def test_a_variant_of_a_layer_is_compared(trained, data, small):
         lines = description["networks"][network]
         description["networks"][network] = [line.replace("=0.2", "=0.9") for line in lines]
     description["settings"]["seed"] = 4
+    description["machine"]["torch"] = "1.13.1"
     (other / "settings.json").write_text(json.dumps(description))
     table = run_compare(data, trained, trained / "gan", other)
     heading, distance, *_ = rows_of(table)
@@ -357,6 +329,7 @@ def test_a_variant_of_a_layer_is_compared(trained, data, small):
     (line,) = [line for line in table.splitlines() if "Not the same conditions" in line]
     assert "from GAN 1 to GAN 2: seed was 0, is now 4" in line
     assert "G + (1): LeakyReLU(negative_slope=0.9)" in line
+    assert "and 1.13.1" in line  # which may print the same layer otherwise
 
 
 @pytest.mark.parametrize(
@@ -366,14 +339,13 @@ def test_a_folder_that_cannot_be_read_is_an_error_and_nothing_is_written(
     name, trained, trained_dcgan_once, data, small
 ):
     other = trained / "other" / "gan"
-    shutil.copytree(trained / "gan", other)
-    if name == "all":
-        shutil.rmtree(other)
-    elif name == "another":
+    if name != "all":
+        shutil.copytree(trained / "gan", other)
+    if name == "another":
         shutil.copy(trained_dcgan_once / "generator.pt", other)
     elif name == "gan.py":
         (other / name).unlink()
-    else:
+    elif name != "all":
         (other / name).write_text("half")
     with pytest.raises(SystemExit) as stop:
         run_compare(data, trained / "new", trained / "gan", other)
@@ -384,29 +356,25 @@ def test_a_folder_that_cannot_be_read_is_an_error_and_nothing_is_written(
     assert not (trained / "new").exists()
 
 
-def test_one_latent_dimension(data, tmp_path, small):
+def test_one_run_alone_of_one_latent_dimension(data, tmp_path, small):
     folder = train(gan, tmp_path, data, "--epochs", 2, "--latent-dim", 1)
     table = run_compare(data, tmp_path, folder)
     assert "nan" not in table
-    assert "undefined" not in table
+    assert table.count("undefined") == 3  # of the last quarter of two epochs
+    assert "- **" not in table  # no verdict: there is nothing to be better than
+    assert not re.search(r"\| \*\*", table)
 
 
-# ------------------------------------------------------------------------ what is in the repository
-
-
-def test_the_committed_table_is_that_of_the_committed_runs():
+def test_the_readme_the_committed_comparison_and_the_committed_runs_agree():
     table = (REFERENCE / "comparison.md").read_text(encoding="utf-8")
-    (row,) = [row for row in rows_of(table) if row[1] == "change of the samples"]
-    for model, cell in zip(("gan", "dcgan"), row[3:5], strict=True):
+    measured = {row[1]: [cell.split(" ")[0] for cell in row[3:6]] for row in rows_of(table)}
+    cells = measured["change of the samples"]
+    for model, cell in zip(("gan", "dcgan"), cells, strict=False):
         changes = [float(epoch["sample_change"]) for epoch in read_history(REFERENCE / model)[150:]]
         assert f"{model.upper()}: outputs/reference/{model}, after epoch 200" in table
         assert len(changes) == 50
-        assert float(cell.split()[0]) == pytest.approx(sum(changes) / 50, rel=5e-3)
+        assert float(cell) == pytest.approx(sum(changes) / 50, rel=5e-3)
 
-
-def test_the_readme_says_what_the_committed_comparison_says():
-    table = (REFERENCE / "comparison.md").read_text(encoding="utf-8")
-    measured = {row[1]: [cell.split(" ")[0] for cell in row[3:6]] for row in rows_of(table)}
     section = README.split("## The result")[1].split("\n## ")[0]
     rows = rows_of(section)[1:]
     assert len(rows) == 8

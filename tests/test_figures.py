@@ -3,16 +3,15 @@
 import io
 import math
 
-import common  # before torch
-
-# isort: split
 import matplotlib.style
 import numpy as np
 import pytest
 import torch
+from conftest import history_of, linear_generator
 from matplotlib.text import Text
 from PIL import Image
-from torch import nn
+
+import common
 
 
 @pytest.fixture(autouse=True)
@@ -40,19 +39,18 @@ def constant(*greys):
 def assert_cells(figure, greys):
     """The PNG shows this grey level (rows, 8) at the centre of each cell of the grid."""
     image = pixels(figure)
-    box = figure.axes[0].get_window_extent()
-    scale = image.shape[1] / figure.bbox.width
     rows, columns = greys.shape
     for row in range(rows):
         for column in range(columns):
-            x = scale * (box.x0 + box.width * (column + 0.5) / columns)
-            y = scale * (box.y1 - box.height * (row + 0.5) / rows)
-            found = image[len(image) - 1 - int(y), int(x)]
-            assert np.abs(found - int(greys[row, column])).max() <= 1, (row, column)
+            place = ((column + 0.5) / columns, 1 - (row + 0.5) / rows)
+            y, x = place_in_png(figure, figure.axes[0].transAxes.transform(place))
+            assert np.abs(image[y, x] - int(greys[row, column])).max() <= 1, (row, column)
 
 
-def axes_of(figure):
-    return [axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)]
+def place_in_png(figure, place):
+    """The row and the column of a place of a figure that has been drawn."""
+    scale = 200 / figure.dpi
+    return int(scale * (figure.bbox.height - place[1])), int(scale * place[0])
 
 
 def ticks_outside(axis):
@@ -66,7 +64,9 @@ def assert_text_is_readable(figure):
     """No text is cut off, and none lies over another one. Returns the texts."""
     figure.draw_without_rendering()
     drawn = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text()]
-    outside = [tick for axis in axes_of(figure) for tick in ticks_outside(axis)]
+    outside = []
+    for axes in figure.axes:
+        outside += ticks_outside(axes.xaxis) + ticks_outside(axes.yaxis)
     texts = [text for text in drawn if text not in outside]
     boxes = [text.get_window_extent() for text in texts]
     for i, box in enumerate(boxes):
@@ -94,34 +94,20 @@ def test_samples():
 
 
 def test_real_and_generated_images():
-    real = constant(*range(0, 160, 10))
-    fake = constant(*range(5, 165, 10))
-    figure = common.plot_real_and_generated(real, fake, "GAN, epoch 9")
-    rows = np.concatenate([np.arange(0, 160, 10), np.arange(5, 165, 10)]).reshape(4, 8)
-    assert_cells(figure, rows)
-    texts = assert_text_is_readable(figure)
-    assert {"real", "generated"} < set(texts)
+    greys = np.arange(0, 160, 5)
+    images = constant(*greys)
+    figure = common.plot_real_and_generated(images[:16], images[16:], "GAN, epoch 9")
+    assert_cells(figure, greys.reshape(4, 8))
+    assert {"real", "generated"} < set(assert_text_is_readable(figure))
     assert_no_blank_band(figure)
 
 
-# ------------------------------------------------------------------------------------ perturbation
-
-
-class Dimmer(nn.Module):
-    """Brightness follows z[3] alone: images of 0.1 z[3]."""
-
-    def __init__(self):
-        super().__init__()
-        self.gain = nn.Parameter(torch.tensor(0.1))
-
-    def forward(self, z):
-        return (self.gain * z[:, 3, None, None, None]).expand(-1, 1, 28, 28)
-
-
 def test_perturbation_moves_one_dimension_and_measures_the_response():
+    weight = torch.zeros(784, 5)
+    weight[:, 3] = 0.1  # the brightness follows z[3] alone
     z = torch.zeros(8, 5)
     z[:, 3] = torch.arange(8) * 0.2
-    images, response = common.perturb(Dimmer(), z, [0, 3], [-5.0, 0.0, 2.5])
+    images, response = common.perturb(linear_generator(weight), z, [0, 3], [-5.0, 0.0, 2.5])
     assert images.shape == (2, 3, 8, 28, 28)
     # 0.1 * 5 of a range of 2 is 25%, 0.1 * 2.5 is 12.5%; dimension 0 does nothing
     np.testing.assert_allclose(response, [[0, 0, 0], [25, 0, 12.5]], atol=0.3)
@@ -132,44 +118,33 @@ def test_perturbation_moves_one_dimension_and_measures_the_response():
     assert z[0, 3] == 0  # the caller's z is left alone
 
 
-def test_perturbation_grid():
-    greys = np.arange(120).reshape(15, 8) * 2
-    images = constant(*greys.flatten()).view(5, 3, 8, 28, 28)
-    response = torch.arange(15.0).view(5, 3)
-    dims = [0, 7, 20, 50, 99]
-    figure = common.plot_perturbation(images, response, dims, [-2.0, 0.0, 2.5], "GAN, epoch 9")
+def test_perturbation_grid_with_a_rule_between_the_dimensions():
+    greys = 255 - np.arange(48).reshape(6, 8)
+    images = constant(*greys.flatten()).view(2, 3, 8, 28, 28)
+    response = torch.arange(6.0).view(2, 3)
+    figure = common.plot_perturbation(images, response, [7, 99], [-2.0, 0.0, 2.5], "GAN, epoch 9")
     assert_cells(figure, greys)
     texts = assert_text_is_readable(figure)
     minus = "\N{MINUS SIGN}"
-    for dim in dims:
+    for dim in (7, 99):
         assert {f"z[{dim}] {minus}2", f"z[{dim}]", f"z[{dim}] +2.5"} < set(texts)
-    assert {f"{i}.0%" for i in range(15)} < set(texts)
+    assert {f"{i}.0%" for i in range(6)} < set(texts)
     assert {str(i) for i in range(1, 9)} < set(texts)
     assert any("GAN, epoch 9" in text for text in texts)
-
-
-def test_a_rule_separates_the_dimensions():
-    white = torch.full((2, 3, 8, 28, 28), 255, dtype=torch.uint8)
-    offsets = [-1.0, 0.0, 1.0]
-    figure = common.plot_perturbation(white, torch.zeros(2, 3), [0, 1], offsets, "GAN, epoch 9")
     image = pixels(figure)
-    box = figure.axes[0].get_window_extent()
-    scale = image.shape[1] / figure.bbox.width
-    column = image[:, int(scale * (box.x0 + box.width / 3))].mean(1)
     ruled = []
-    for edge in range(1, 6):
-        row = len(image) - 1 - int(scale * (box.y1 - edge * box.height / 6))
-        if column[row - 5 : row + 6].min() < 128:
+    for edge in range(1, 6):  # below each row of images but the last
+        place = figure.axes[0].transAxes.transform((0.3, 1 - edge / 6))
+        y, x = place_in_png(figure, place)
+        if image[y - 5 : y + 6, x].min() < 128:
             ruled.append(edge)
-    assert ruled == [3]  # below the first dimension's three rows
+    assert ruled == [3]
 
 
 @pytest.mark.parametrize(
     ("dims", "offsets"),
     [
-        ([7], [1.0]),
         ([1, 99], [-123.4567, -0.0001234, 7.5]),
-        ([1, 2, 3, 4], [-4.0, -2.0, 0.0, 2.0, 4.0]),
         (range(60, 80), [-4.0, 4.0]),
     ],
 )
@@ -182,40 +157,23 @@ def test_a_perturbation_grid_of_any_shape_fills_its_page(dims, offsets):
     assert_no_blank_band(figure)
 
 
-# ------------------------------------------------------------------------------------------ losses
-
-
-def history_of(D_losses, G_losses, deviation=0.01):
-    """Rows of history.csv."""
-    rows = []
-    for epoch, (D_loss, G_loss) in enumerate(zip(D_losses, G_losses, strict=True), 1):
-        row = {"epoch": epoch, "D_loss_mean": D_loss, "G_loss_mean": G_loss}
-        row |= {"D_loss_std": deviation, "G_loss_std": 2 * deviation}
-        rows.append(row)
-    return rows
-
-
 def test_losses_are_means_of_epochs_in_a_band_of_one_standard_deviation():
-    D_losses = [0.6, 0.62, 0.64, 0.66, 0.68]
-    G_losses = [0.8, 0.79, 0.78, 0.77, 0.76]
-    figure = common.plot_losses(history_of(D_losses, G_losses), "DCGAN")
+    losses = [[0.6, 0.62, 0.64, 0.66, 0.68], [0.8, 0.79, 0.78, 0.77, 0.76]]
+    figure = common.plot_losses(history_of(*losses), "DCGAN")
     pixels(figure)
-    (axes,) = figure.axes
-    D_line, G_line, ln_2 = axes.lines
-    assert [D_line.get_label(), G_line.get_label()] == ["Discriminator", "Generator"]
-    assert D_line.get_linestyle() != G_line.get_linestyle()  # for black and white
-    for line, band, losses, deviation in zip(
-        [D_line, G_line], axes.collections, [D_losses, G_losses], [0.01, 0.02], strict=True
-    ):
-        assert list(line.get_xdata()) == [1, 2, 3, 4, 5]
-        np.testing.assert_allclose(line.get_ydata(), losses)
-        corners = band.get_paths()[0].vertices
-        for epoch in range(5):
-            heights = corners[corners[:, 0] == epoch + 1, 1]
-            assert heights.min() == pytest.approx(losses[epoch] - deviation)
-            assert heights.max() == pytest.approx(losses[epoch] + deviation)
-    assert ln_2.get_ydata()[0] == pytest.approx(math.log(2))
     assert "DCGAN" in figure.get_suptitle()
+    (axes,) = figure.axes
+    *lines, ln_2 = axes.lines
+    assert ln_2.get_ydata()[0] == pytest.approx(math.log(2))
+    assert [line.get_label() for line in lines] == ["Discriminator", "Generator"]
+    assert lines[0].get_linestyle() != lines[1].get_linestyle()  # for black and white
+    for i, deviation in enumerate([0.01, 0.02]):
+        np.testing.assert_allclose(lines[i].get_xydata(), list(enumerate(losses[i], 1)))
+        corners = axes.collections[i].get_paths()[0].vertices
+        for epoch, loss in enumerate(losses[i], 1):
+            heights = corners[corners[:, 0] == epoch, 1]
+            ends = [heights.min(), heights.max()]
+            assert ends == pytest.approx([loss - deviation, loss + deviation])
 
 
 def test_a_loss_that_ran_away_once_is_cut_and_named():
@@ -235,24 +193,19 @@ def test_a_loss_that_ran_away_once_is_cut_and_named():
 def test_ln_2_is_seen_under_no_other_line_and_outside_the_losses(D_loss):
     figure = common.plot_losses(history_of([D_loss] * 30, [D_loss + 2] * 30), "GAN")
     image = pixels(figure)
-    (axes,) = figure.axes
-    scale = image.shape[1] / figure.bbox.width
-    x, y = scale * axes.transData.transform((15, math.log(2)))
-    row = len(image) - 1 - int(y)
-    around = image[row - 2 : row + 3, int(x) - 100 : int(x) + 100]
+    y, x = place_in_png(figure, figure.axes[0].transData.transform((15, math.log(2))))
+    around = image[y - 2 : y + 3, x - 100 : x + 100]
     assert (around.max(axis=2) < 60).sum() > 50  # dots of the line, which are black
 
 
-@pytest.mark.parametrize("epochs", [1, 2, 5, 1000])
+@pytest.mark.parametrize("epochs", [1, 2, 1000])
 def test_text_of_the_losses_and_ticks_at_whole_epochs(epochs):
     losses = np.linspace(0.6, 0.7, epochs)
     figure = common.plot_losses(history_of(losses, losses + 0.2), "DCGAN")
-    texts = assert_text_is_readable(figure)
-    assert any("ln 2" in text for text in texts)
+    assert any("ln 2" in text for text in assert_text_is_readable(figure))
     (axes,) = figure.axes
     assert all(tick == round(tick) for tick in axes.get_xticks())
     if epochs == 1:  # seen though one point makes no line
         image = pixels(figure)
-        scale = image.shape[1] / figure.bbox.width
-        x, y = scale * axes.transData.transform((1, losses[0]))
-        assert image[len(image) - 1 - int(y), int(x)].max() < 200
+        y, x = place_in_png(figure, axes.transData.transform((1, losses[0])))
+        assert image[y, x].max() < 200

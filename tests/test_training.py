@@ -2,14 +2,14 @@
 
 import copy
 import math
+import re
 
-import common  # before torch
-
-# isort: split
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+import common
 import dcgan
 import gan
 
@@ -44,8 +44,9 @@ def our_step(G, D, real, z, r1_weight=0, dtype=torch.float32, learning_rate=0.1)
     return dict(zip(common.RECORDED, recorded, strict=True))
 
 
-def textbook_step(G, D, real, z, learning_rate=0.1):
-    """Goodfellow et al. (2014), Algorithm 1 with k = 1: probabilities, and a pass for each use."""
+def textbook_step(G, D, real, z, r1_weight, learning_rate=0.1):
+    """Goodfellow et al. (2014), Algorithm 1 with k = 1: probabilities, and a pass for each use. The
+    penalty is that of Mescheder et al. (2018)."""
     G_optimizer = descent(G, learning_rate)
     D_optimizer = descent(D, learning_rate)
     cross_entropy = nn.BCELoss()
@@ -55,57 +56,52 @@ def textbook_step(G, D, real, z, learning_rate=0.1):
     D_x = D(real).sigmoid()
     D_G_z = D(G(z).detach()).sigmoid()
     D_loss = (cross_entropy(D_x, one) + cross_entropy(D_G_z, zero)) / 2
-    D_loss.backward()
+    pixels = real.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(D(pixels).sum(), pixels, create_graph=True)
+    penalty = slope.flatten(1).norm(dim=1).square().mean() / 2
+    (D_loss + r1_weight * penalty).backward()
     D_optimizer.step()
 
     G_loss = cross_entropy(D(G(z)).sigmoid(), one)
     G_loss.backward(inputs=list(G.parameters()))
     G_optimizer.step()
-    pairs = zip(D_x.tolist(), D_G_z.tolist(), strict=True)
-    D_right = torch.tensor(sum(x > y for (x,), (y,) in pairs) / len(real))
-    return {
-        "D_loss": D_loss,
-        "G_loss": G_loss,
-        "D_x": D_x.mean(),
-        "D_G_z": D_G_z.mean(),
-        "D_right": D_right,
-    }
+    means = {"D_x": D_x.mean(), "D_G_z": D_G_z.mean(), "D_right": (D_x > D_G_z).float().mean()}
+    return {"D_loss": D_loss, "G_loss": G_loss, **means}
 
 
-def test_a_step_is_the_textbooks(networks):
-    G, D = networks
+@pytest.mark.parametrize("r1_weight", [0, 10.0])
+def test_a_step_is_the_textbooks(networks, r1_weight):
     textbook_G, textbook_D = copy.deepcopy(networks)
     real, z = real_and_z(16)
-
-    found = our_step(G, D, real, z)
-    expected = textbook_step(textbook_G, textbook_D, real, z)
-
+    found = our_step(*networks, real, z, r1_weight)
+    expected = textbook_step(textbook_G, textbook_D, real, z, r1_weight)
     torch.testing.assert_close(found, expected)
-    for ours, textbooks in ((D, textbook_D), (G, textbook_G)):
+    for ours, textbooks in zip(networks, (textbook_G, textbook_D), strict=True):
         for weight, same in zip(ours.parameters(), textbooks.parameters(), strict=True):
             torch.testing.assert_close(weight.grad, same.grad, rtol=1e-4, atol=1e-7)
             torch.testing.assert_close(weight, same)
 
 
 def test_bfloat16_is_float32_but_for_rounding(networks):
+    exact_G, exact_D = copy.deepcopy(networks)
     real, z = real_and_z(32)
-    exact = our_step(*copy.deepcopy(networks), real, z, r1_weight=4.0)
+    exact = our_step(exact_G, exact_D, real, z, r1_weight=4.0)
     rounded = our_step(*networks, real, z, r1_weight=4.0, dtype=torch.bfloat16)
     for name in ("D_loss", "G_loss", "D_x", "D_G_z"):
         assert rounded[name].item() == pytest.approx(exact[name].item(), rel=0.02)
         assert rounded[name] != exact[name]
-    G, D = networks
-    assert {weight.dtype for weight in [*G.parameters(), *D.parameters()]} == {torch.float32}
+    for network, exact_network in zip(networks, (exact_G, exact_D), strict=True):
+        assert {weight.dtype for weight in network.parameters()} == {torch.float32}
+        gradients = [
+            nn.utils.parameters_to_vector(weight.grad for weight in which.parameters())
+            for which in (network, exact_network)
+        ]
+        assert torch.cosine_similarity(*gradients, dim=0) > 0.95
 
 
+# -log sigmoid(-100) is 100; in two steps, sigmoid and then log, it would be infinite.
 @pytest.mark.parametrize(
-    ("logit", "D_loss", "G_loss"),
-    [
-        (0.0, math.log(2), math.log(2)),
-        # -log sigmoid(-100) is 100; in two steps, sigmoid and then log, it would be infinite
-        (-100.0, 50, 100),
-        (100.0, 50, 0),
-    ],
+    ("logit", "D_loss", "G_loss"), [(0, math.log(2), math.log(2)), (-100, 50, 100), (100, 50, 0)]
 )
 def test_losses_of_an_undecided_and_of_a_confident_discriminator(logit, D_loss, G_loss):
     D = nn.Sequential(nn.Flatten(), nn.Linear(784, 1))
@@ -114,19 +110,6 @@ def test_losses_of_an_undecided_and_of_a_confident_discriminator(logit, D_loss, 
     losses = our_step(gan.Generator(), D, *real_and_z(4), learning_rate=0)
     assert losses["D_loss"].item() == pytest.approx(D_loss)
     assert losses["G_loss"].item() == pytest.approx(G_loss)
-
-
-# ------------------------------------------------------------------------------------ the penalty
-
-
-def test_r1_penalty_of_a_linear_discriminator():
-    """D(x) = w x has the gradient w everywhere, so the penalty is |w|^2 / 2, and its gradient w."""
-    D = nn.Sequential(nn.Flatten(), nn.Linear(4, 1))
-    weight = D[1].weight
-    penalty = common.r1_penalty(D, torch.randn(6, 1, 2, 2))
-    assert penalty.item() == pytest.approx(weight.square().sum().item() / 2)
-    penalty.backward()
-    torch.testing.assert_close(weight.grad, weight.detach())
 
 
 def test_r1_penalty_is_that_of_finite_differences(networks):
@@ -140,56 +123,22 @@ def test_r1_penalty_is_that_of_finite_differences(networks):
     assert common.r1_penalty(D, real).item() == pytest.approx(expected, rel=1e-3)
 
 
-def test_a_step_descends_on_the_loss_plus_gamma_times_the_penalty(networks):
-    """Along the gradient of D's step, the textbook's loss grows as fast as it should."""
-    G, D = networks
-    G.double()
-    D.double()
-    real, z = real_and_z(16, torch.float64)
-    fake = G(z).detach()
-    our_step(G, D, real, z, r1_weight=10.0, learning_rate=0)
-
-    def loss(h):
-        moved = copy.deepcopy(D)
-        for parameter, at_rest in zip(moved.parameters(), D.parameters(), strict=True):
-            parameter.data += h * at_rest.grad
-        pixels = real.clone().requires_grad_()
-        D_x = moved(pixels).sigmoid()
-        D_G_z = moved(fake).sigmoid()
-        cross_entropy = -(D_x.log().mean() + (1 - D_G_z).log().mean()) / 2
-        (gradient,) = torch.autograd.grad(moved(pixels).sum(), pixels)
-        penalty = gradient.square().sum((1, 2, 3)).mean() / 2
-        return (cross_entropy + 10.0 * penalty).item()
-
-    slope = (loss(1e-5) - loss(-1e-5)) / 2e-5
-    expected = sum(parameter.grad.square().sum().item() for parameter in D.parameters())
-    assert slope == pytest.approx(expected, rel=1e-3)
-
-
-# -------------------------------------------------------------------------------------- the epoch
-
-
 SMALL = {"batch_size": 4, "learning_rate": 0.1, "r1_gamma": 0.0, "latent_dim": 5, "seed": 0}
 
 
-def train_epochs(training, images, settings, epochs):
-    """Train in epochs 1 to `epochs`; returns their rows."""
+def new_training(Generator, Discriminator, **settings):
+    return common.new_training(Generator, Discriminator, {**SMALL, **settings}, CPU)
+
+
+def train_epochs(training, images, epochs, **settings):
+    """Train in epochs 1 to `epochs`; returns their rows and their samples."""
     numbers = range(1, epochs + 1)
-    return [row for row, _ in common.train(training, images, settings, numbers, torch.float32)]
+    return list(common.train(training, images, {**SMALL, **settings}, numbers, torch.float32))
 
 
-def new_training(Generator, Discriminator, settings):
-    return common.new_training(Generator, Discriminator, settings, CPU)
-
-
-class SmallGenerator(nn.Module):
-    def __init__(self, latent_dim):
-        super().__init__()
-        self.linear = nn.Linear(latent_dim, 784)
-        self.norm = nn.BatchNorm1d(784)
-
-    def forward(self, z):
-        return self.norm(self.linear(z)).tanh().view(-1, 1, 28, 28)
+def SmallGenerator(latent_dim):
+    linear = nn.Linear(latent_dim, 784)
+    return nn.Sequential(linear, nn.BatchNorm1d(784), nn.Tanh(), nn.Unflatten(1, (1, 28, 28)))
 
 
 class WhiteGenerator(nn.Module):
@@ -219,32 +168,36 @@ class OnePixel(nn.Module):
 
 
 @pytest.fixture
-def after_each_step(monkeypatch):
-    """A function to call after each step of a training, before the average follows."""
-    functions = []
-    update_average = common.update_average
-
-    def update(G_ema, G, step):
-        for function in functions:
-            function(G)
-        update_average(G_ema, G, step)
-
-    monkeypatch.setattr(common, "update_average", update)
-    return functions.append
+def noise():
+    """Training images: three batches of four."""
+    return torch.randint(256, (12, 1, 28, 28), dtype=torch.uint8)
 
 
-def test_the_penalty_comes_every_fourth_step_four_times_as_much(after_each_step):
-    settings = {**SMALL, "r1_gamma": 0.5, "batch_size": 2}
-    training = new_training(WhiteGenerator, OnePixel, settings)
-    weight = training.D.weight
-    training.D_optimizer = torch.optim.SGD([weight], lr=0.1)
-    found = []
-    after_each_step(lambda G: found.append(weight.item()))
+@pytest.fixture
+def steps(monkeypatch):
+    """What each step of a training leaves: what it recorded, G and D."""
+    done = []
+    train_step = common.train_step
+
+    def watched(training, *arguments):
+        recorded = train_step(training, *arguments)
+        done.append((recorded, copy.deepcopy(training.G), copy.deepcopy(training.D)))
+        return recorded
+
+    monkeypatch.setattr(common, "train_step", watched)
+    return done
+
+
+def test_the_penalty_comes_every_fourth_step_four_times_as_much(steps):
+    training = new_training(WhiteGenerator, OnePixel)
+    training.D_optimizer = descent(training.D, 0.1)
     white = torch.full((12, 1, 28, 28), 255, dtype=torch.uint8)
-    train_epochs(training, white, settings, 2)  # of six steps each: the count goes on
+    train_epochs(
+        training, white, 2, r1_gamma=0.5, batch_size=2
+    )  # six steps each: the count goes on
     after_one = 1 - 0.1 * 4 * 0.5
     expected = [after_one] * 4 + [after_one**2] * 4 + [after_one**3] * 4
-    assert found == pytest.approx(expected)
+    assert [D.weight.item() for _, _, D in steps] == pytest.approx(expected)
 
 
 def test_an_epoch_shows_every_image_once_in_a_new_order():
@@ -255,11 +208,11 @@ def test_an_epoch_shows_every_image_once_in_a_new_order():
             seen.extend(x[:, 0, 0, 0].tolist())
             return super().forward(x)
 
-    greys = [0, 20, 40, 60, 80, 100, 120, 140, 160, 180, 200, 220]
+    greys = list(range(0, 240, 20))
     images = torch.tensor(greys, dtype=torch.uint8).view(12, 1, 1, 1).expand(12, 1, 28, 28)
-    training = new_training(WhiteGenerator, Watching, SMALL)
+    training = new_training(WhiteGenerator, Watching)
     seen.clear()
-    train_epochs(training, images, SMALL, 2)
+    train_epochs(training, images, 2)
     order = [round((pixel + 1) * 127.5) for pixel in seen if pixel != 1]  # 1 is a fake image
     first, second = order[:12], order[12:]
     assert sorted(first) == sorted(second) == greys
@@ -267,52 +220,36 @@ def test_an_epoch_shows_every_image_once_in_a_new_order():
     assert first != second
 
 
-def test_the_moving_average_follows_its_formula(after_each_step):
-    training = new_training(SmallGenerator, gan.Discriminator, SMALL)
-    average = training.G.linear.weight.detach().clone()
-    weights = []
-    after_each_step(lambda G: weights.append(G.linear.weight.detach().clone()))
-    images = torch.randint(256, (12, 1, 28, 28), dtype=torch.uint8)
-    train_epochs(training, images, SMALL, 3)
-    assert len(weights) == 9
-    for step, weight in enumerate(weights):
+def test_the_moving_average_follows_its_formula(steps, noise):
+    training = new_training(SmallGenerator, gan.Discriminator)
+    average = training.G[0].weight.detach().clone()
+    train_epochs(training, noise, 3)
+    assert len(steps) == 9
+    for step, (_, G, _) in enumerate(steps):
         d = (1 + step) / (10 + step)
-        average = d * average + (1 - d) * weight
-    torch.testing.assert_close(training.G_ema.linear.weight, average)
+        average = d * average + (1 - d) * G[0].weight.detach()
+    torch.testing.assert_close(training.G_ema[0].weight, average)
 
 
-def test_batch_norm_of_the_average_is_measured_for_its_own_weights():
+def test_batch_norm_of_the_average_is_measured_for_its_own_weights(noise):
     """The sum w z + b of normally distributed z has the mean b and the variance |w|^2."""
-    training = new_training(SmallGenerator, gan.Discriminator, SMALL)
-    images = torch.randint(256, (12, 1, 28, 28), dtype=torch.uint8)
-    train_epochs(training, images, SMALL, 1)
-    linear = training.G_ema.linear
-    norm = training.G_ema.norm
+    training = new_training(SmallGenerator, gan.Discriminator)
+    train_epochs(training, noise, 1)
+    linear, norm, *_ = training.G_ema
     variance = linear.weight.square().sum(1)
     torch.testing.assert_close(norm.running_mean, linear.bias, rtol=0, atol=0.1)
     torch.testing.assert_close(norm.running_var, variance, rtol=0.15, atol=0)
 
 
-def test_the_row_of_an_epoch_is_that_of_its_steps(monkeypatch):
+def test_the_row_of_an_epoch_is_that_of_its_steps(steps, noise):
     """Means and standard deviations over the steps, the change of the samples between epochs."""
-    steps = []
-    train_step = common.train_step
-
-    def step(*arguments):
-        steps.append(train_step(*arguments))
-        return steps[-1]
-
-    monkeypatch.setattr(common, "train_step", step)
-    training = new_training(SmallGenerator, gan.Discriminator, SMALL)
-    images = torch.randint(256, (12, 1, 28, 28), dtype=torch.uint8)
-    handed_out = list(common.train(training, images, SMALL, range(1, 3), torch.float32))
-    (first, samples), (second, new_samples) = handed_out
+    training = new_training(SmallGenerator, gan.Discriminator)
+    (first, samples), (second, new_samples) = train_epochs(training, noise, 2)
     assert [first["epoch"], second["epoch"]] == [1, 2]
-    recorded = torch.stack(steps[3:]).double()  # three steps an epoch
-    for i, name in enumerate(common.RECORDED):
-        assert second[f"{name}_mean"] == pytest.approx(recorded[:, i].mean().item(), rel=1e-4)
-        deviation = recorded[:, i].std(correction=0).item()
-        assert second[f"{name}_std"] == pytest.approx(deviation, rel=1e-3, abs=1e-7)
+    recorded = np.array([numbers.tolist() for numbers, _, _ in steps[3:]])  # three an epoch
+    for name, values in zip(common.RECORDED, recorded.T, strict=True):
+        assert second[f"{name}_mean"] == pytest.approx(values.mean(), rel=1e-4)
+        assert second[f"{name}_std"] == pytest.approx(values.std(), rel=1e-3, abs=1e-7)
     assert math.isnan(first["sample_change"])
     change = (new_samples.double() - samples.double()).abs().mean().item()
     assert second["sample_change"] == pytest.approx(change, rel=1e-4)
@@ -321,8 +258,8 @@ def test_the_row_of_an_epoch_is_that_of_its_steps(monkeypatch):
 def test_a_short_training_learns(data):
     """After a hundred steps the mean generated image is nearer to the mean real one."""
     train_set, _ = common.load_fashion_mnist(data)
-    settings = {**SMALL, "batch_size": 32, "learning_rate": 1e-3, "latent_dim": 100}
-    training = new_training(gan.Generator, gan.Discriminator, settings)
+    settings = {"batch_size": 32, "learning_rate": 1e-3, "latent_dim": 100}
+    training = new_training(gan.Generator, gan.Discriminator, **settings)
     mean = train_set.data.double().mean(0)
 
     def distance():
@@ -330,28 +267,18 @@ def test_a_short_training_learns(data):
         return (fake - mean).abs().mean().item()
 
     before = distance()
-    train_epochs(training, train_set.data[:, None], settings, 10)
+    train_epochs(training, train_set.data[:, None], 10, **settings)
     assert distance() < 0.5 * before
 
 
-# ------------------------------------------------------------------- a checkpoint of another device
+LAYOUTS = [torch.contiguous_format, torch.channels_last]
 
 
-def contiguous(network):
-    return network.to(memory_format=torch.contiguous_format)
-
-
-def channels_last(network):
-    return network.to(memory_format=torch.channels_last)
-
-
-@pytest.mark.parametrize(
-    ("saved_as", "loaded_as"), [(contiguous, channels_last), (channels_last, contiguous)]
-)
+@pytest.mark.parametrize(("saved_as", "loaded_as"), [LAYOUTS, LAYOUTS[::-1]])
 def test_a_checkpoint_with_another_memory_layout_goes_on_the_same(saved_as, loaded_as):
     """As after moving from a card to a CPU: the next step is that of Adam, written out."""
     torch.manual_seed(0)
-    saved = saved_as(nn.Conv2d(3, 5, 3))
+    saved = nn.Conv2d(3, 5, 3).to(memory_format=saved_as)
     optimizer = torch.optim.Adam(saved.parameters(), lr=0.1, betas=(0.0, 0.999), fused=True)
     gradients = [torch.randn(5, 3, 3, 3), torch.randn(5, 3, 3, 3)]
     expected = saved.weight.detach().clone()
@@ -362,7 +289,7 @@ def test_a_checkpoint_with_another_memory_layout_goes_on_the_same(saved_as, load
 
     saved.weight.grad = torch.empty_like(saved.weight).copy_(gradients[0])
     optimizer.step()
-    loaded = loaded_as(nn.Conv2d(3, 5, 3))
+    loaded = nn.Conv2d(3, 5, 3).to(memory_format=loaded_as)
     loaded.load_state_dict(saved.state_dict())
     other = torch.optim.Adam(loaded.parameters(), lr=0.1, betas=(0.0, 0.999), fused=True)
     other.load_state_dict(optimizer.state_dict())
@@ -372,36 +299,24 @@ def test_a_checkpoint_with_another_memory_layout_goes_on_the_same(saved_as, load
     torch.testing.assert_close(loaded.weight.detach(), expected)
 
 
-# ------------------------------------------------------------------------ networks that are refused
-
-
 class SigmoidInForward(gan.Discriminator):
     def forward(self, x):
         return super().forward(x).sigmoid()
 
 
-def discriminator_with(layer):
-    def Discriminator():
-        return nn.Sequential(nn.Flatten(), nn.Linear(784, 1), layer)
-
-    return Discriminator
+class BatchNorm(gan.Discriminator):
+    def __init__(self):
+        super().__init__()
+        self.layers.append(nn.BatchNorm1d(1))
 
 
 @pytest.mark.parametrize(
-    ("Discriminator", "named"),
-    [
-        (discriminator_with(nn.BatchNorm1d(1)), "BatchNorm"),
-        (discriminator_with(nn.Sigmoid()), "Sigmoid"),
-        (SigmoidInForward, "Sigmoid"),
-    ],
+    ("Discriminator", "named"), [(BatchNorm, "BatchNorm"), (SigmoidInForward, "Sigmoid")]
 )
 def test_a_batch_norm_or_a_sigmoid_in_the_discriminator_is_refused(Discriminator, named):
     with pytest.raises(common.UserError) as raised:
-        common.new_training(gan.Generator, Discriminator, {**SMALL, "latent_dim": 100}, CPU)
-    message = str(raised.value)
-    assert "discriminator" in message
-    assert named in message
-    assert "\n" not in message
+        new_training(gan.Generator, Discriminator)
+    assert re.fullmatch(f".*discriminator.*{named}.*", str(raised.value))  # one line
 
 
 def test_layers_that_do_not_fit_are_shown_after_the_traceback():
@@ -409,8 +324,7 @@ def test_layers_that_do_not_fit_are_shown_after_the_traceback():
         return nn.Sequential(nn.Linear(latent_dim, 128), nn.Linear(127, 784))
 
     with pytest.raises(RuntimeError) as raised:
-        common.new_training(Generator, gan.Discriminator, SMALL, CPU)
-    message = str(raised.value)
-    assert "cannot be multiplied" in message
-    assert "the generator" in message
-    assert "Linear(in_features=127, out_features=784, bias=True)" in message
+        new_training(Generator, gan.Discriminator)
+    layer = "Linear(in_features=127, out_features=784, bias=True)"
+    for part in ["cannot be multiplied", "the generator", layer]:
+        assert part in str(raised.value)
