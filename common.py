@@ -1013,7 +1013,7 @@ def errors_for_people(when_out_of_memory):
     try:
         yield
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on", file=sys.stderr)
+        print("\nstopped; give the same command to go on", file=sys.stderr)
         sys.exit(130)  # as shells have it
     except UserError as error:
         sys.exit(f"error: {error}")

@@ -113,7 +113,7 @@ def test_ctrl_c_and_a_second_run_at_the_same_time(data, tmp_path):
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in errors
-    assert "stopped; the same command goes on" in errors.splitlines()
+    assert "stopped; give the same command to go on" in errors.splitlines()
     done = len(read_history(folder))
     run(gan, tmp_path / "outputs", data, "--redraw")
     assert len(read_history(folder)) == done
