@@ -131,7 +131,7 @@ def history_items(history):
         "deviation of G's loss": common.column(history, "G_loss_std"),
         "deviation of D's loss": common.column(history, "D_loss_std"),
     }
-    quarter = len(history) // 4
+    quarter = math.ceil(len(history) / 4)
     for name, values in items.items():
         items[name] = values[-quarter:] if quarter > 1 else np.array([math.nan])
     D_loss = common.column(history, "D_loss_mean")
@@ -265,11 +265,11 @@ MEASURES = [
         "quality", "Fréchet distance", frechet_distance, "lower", "features of all images, as FID"
     ),
     Measure(
-        "quality", "precision", mean, "like real", "share of images among real ones; blur raises it"
+        "quality", "precision", mean, "like real", "share of images near a real one; blur raises it"
     ),
     Measure("sharper", "sharpness", mean, "like real", "edges: variance of the Laplacian"),
     Measure("sharper", "grain", mean, "like real", "fine detail: difference from the 3x3 median"),
-    Measure("more varied", "recall", mean, "higher", "share of real images among generated ones"),
+    Measure("more varied", "recall", mean, "higher", "share of real images near a generated one"),
     Measure("more varied", "imbalance", imbalance, "lower", "of the ten garments, in %; 0: none"),
     Measure("smoother", "detour", median, "lower", "interpolation: path length over straight way"),
     Measure("smoother", "jumps", median, "lower", "interpolation: largest step over mean step"),
