@@ -111,7 +111,7 @@ def load_fashion_mnist(folder):
     raw = folder / "FashionMNIST" / "raw"
     try:
         if not all((raw / name).with_suffix("").exists() for name in PACKED):
-            provide_files(folder, raw)
+            fetch_files(folder, raw)
         datasets = {split: FashionMNIST(folder, train=split == "train") for split in PIXELS_SHA256}
         for split, dataset in datasets.items():
             if hashlib.sha256(dataset.data.numpy()).hexdigest() != PIXELS_SHA256[split]:
@@ -126,7 +126,7 @@ def load_fashion_mnist(folder):
     return datasets["train"], datasets["test"]
 
 
-def provide_files(folder, raw):
+def fetch_files(folder, raw):
     """Unpack or fetch the four files. They are moved to `raw` when they are whole, because another
     run may be reading there."""
     raw.mkdir(parents=True, exist_ok=True)
@@ -137,7 +137,7 @@ def provide_files(folder, raw):
         if packed:
             unpack(packed[0], new)
         else:
-            fetch(new)
+            download(new)
         for path in new.rglob("*-ubyte"):
             os.replace(path, raw / path.name)
 
@@ -147,7 +147,7 @@ def unpack(place, new):
         extract_archive(str(place / name), str(new))
 
 
-def fetch(new):
+def download(new):
     """Let torchvision download the files, or take them from Debian's package."""
     socket.setdefaulttimeout(TIMEOUT)
     try:
@@ -742,7 +742,7 @@ def load_checkpoint(folder, training, description):
     table = folder / "history.csv"
     advice = "give another --outputs, or move that folder away"
     if not path.exists():
-        # One row may be there already: the first epoch is published before its checkpoint.
+        # One row may be there already: the first epoch is shown before its checkpoint.
         if table.is_file() and len(table.read_text().splitlines()) > 2:
             raise UserError(f"{folder} holds results, but no checkpoint.pt to go on from: {advice}")
         return []
@@ -812,8 +812,8 @@ def load_history(folder):
 
 
 def load_run(folder):
-    """What a run has published: what `describe` says, the rows of its history, and its averaged
-    generator, which is made by running the script in the folder.
+    """What a run shows in its folder: what `describe` says, the rows of its history, and its
+    averaged generator, which is made by running the script there.
 
     Raises UserError if something is missing or damaged.
     """
@@ -933,7 +933,7 @@ def describe(training, settings, device, dtype):
     return {"settings": settings, "networks": networks, "machine": machine}
 
 
-def publish_epoch(folder, G_ema, model, history, samples, sample_every):
+def save_epoch(folder, G_ema, model, history, samples, sample_every):
     """Write what all but the training read of an epoch: generator.pt, history.csv, samples."""
     weights = {name: value.cpu() for name, value in G_ema.state_dict().items()}
     save_or_warn(folder / "generator.pt", as_pt(weights))
@@ -962,7 +962,7 @@ def draw_figures(G, history, settings, test_images, args):
 
 
 def redraw(folder, args):
-    """Draw the figures of a run from what it has published."""
+    """Draw the figures of a run from the files in its folder."""
     description, history, G = load_run(folder)
     _, test_set = load_fashion_mnist(args.data)
     figures = draw_figures(G, history, description["settings"], test_set.data, args)
@@ -997,7 +997,7 @@ def run_model(model, Generator, Discriminator, folder, args):
             for row, samples in train(training, images, settings, epochs, dtype):
                 history.append(row)
                 # Before the checkpoint: killed in between, the epoch is trained again.
-                publish_epoch(folder, training.G_ema, model, history, samples, args.sample_every)
+                save_epoch(folder, training.G_ema, model, history, samples, args.sample_every)
                 save_checkpoint(folder, training, description, history)
         else:
             print(f"--epochs {args.epochs}: nothing to train")

@@ -27,17 +27,17 @@ from tqdm import tqdm
 
 CLASSIFIER = Path(__file__).parent / "outputs" / "reference" / "classifier.pt"
 N = 10_000  # images on each side of a comparison
-PAIRS = 500  # of latent vectors, and the ways between them
-STEPS = 32  # of each way
-MOVES = 5000  # of one dimension of a latent vector by 2
+PAIRS = 500  # of latent vectors, and the paths between them
+STEPS = 32  # of each path
+PERTURBED = 5000  # latent vectors, in one dimension by 2
 COPIES = 1000  # images whose nearest training image is looked for
 RESAMPLES = 50  # for the spread that chance gives a measure
 REAL = "real images"
 AT_ONCE = 100  # images that pass through a network together
 K = 5  # nearest neighbours that make an image's neighbourhood, as in Naeem et al. (2020)
 COMPARED_SEED = 2017  # of the images
-WAYS_SEED = 2018
-MOVES_SEED = 2019
+PATHS_SEED = 2018
+PERTURBED_SEED = 2019
 RESAMPLES_SEED = 2020
 
 
@@ -89,8 +89,8 @@ def classify(classifier, images):
 
 
 # -------------------------------------------------------------------------- what is measured with
-# A measure is a statistic of items: one item for each image, way, move or epoch. The items of a
-# run are a dictionary, {measure: tensor}.
+# A measure is a statistic of items: one for each image, path, perturbation or epoch. The items of
+# a run are a dictionary, {measure: tensor}.
 
 
 def image_items(images, classifier, real):
@@ -109,9 +109,9 @@ def image_items(images, classifier, real):
 
 
 def latent_items(G, latent_dim, classifier):
-    """Of ways from one latent vector to another, but for those on which nothing changes, and of
-    moves of one dimension."""
-    z = find_ways(latent_dim, STEPS + 1)
+    """Of paths from one latent vector to another, but for those on which nothing changes, and of
+    perturbations of one dimension."""
+    z = find_paths(latent_dim, STEPS + 1)
     features, _ = classify(classifier, generate_in_parts(G, z.flatten(0, 1)))
     features = features.view(PAIRS, STEPS + 1, -1)
     features = features[(features != features[:, :1]).any(dim=2).any(dim=1)]
@@ -120,7 +120,7 @@ def latent_items(G, latent_dim, classifier):
     return {
         "detour": steps.sum(1) / straight,
         "jumps": steps.amax(1) / steps.mean(1),
-        "outliers": move_lengths(G, latent_dim, classifier),
+        "outliers": perturbation_lengths(G, latent_dim, classifier),
     }
 
 
@@ -141,20 +141,20 @@ def history_items(history):
     return {name: torch.tensor(values) for name, values in items.items()}
 
 
-def find_ways(latent_dim, stops):
-    """Latent vectors on the ways between pairs of them, (PAIRS, stops, latent_dim)."""
-    random = torch.Generator().manual_seed(WAYS_SEED)
+def find_paths(latent_dim, stops):
+    """Latent vectors on the paths between pairs of them, (PAIRS, stops, latent_dim)."""
+    random = torch.Generator().manual_seed(PATHS_SEED)
     z_a = torch.randn(PAIRS, 1, latent_dim, generator=random)
     z_b = torch.randn(PAIRS, 1, latent_dim, generator=random)
     return interpolate(z_a, z_b, torch.linspace(0, 1, stops)[:, None])
 
 
-def move_lengths(G, latent_dim, classifier):
-    """How far the features move when one dimension of z does, (MOVES,). The dimensions take
+def perturbation_lengths(G, latent_dim, classifier):
+    """How far the features move when one dimension of z does, (PERTURBED,). The dimensions take
     turns."""
-    z = torch.randn(MOVES, latent_dim, generator=torch.Generator().manual_seed(MOVES_SEED))
+    z = torch.randn(PERTURBED, latent_dim, generator=torch.Generator().manual_seed(PERTURBED_SEED))
     moved = z.clone()
-    moved[torch.arange(MOVES), torch.arange(MOVES) % latent_dim] += 2
+    moved[torch.arange(PERTURBED), torch.arange(PERTURBED) % latent_dim] += 2
     features, _ = classify(classifier, generate_in_parts(G, z))
     moved_features, _ = classify(classifier, generate_in_parts(G, moved))
     return (moved_features - features).norm(dim=1)
@@ -271,7 +271,7 @@ MEASURES = [
     Measure("sharper", "grain", mean, "like real", "fine detail: difference from the 3x3 median"),
     Measure("more varied", "recall", mean, "higher", "share of real images near a generated one"),
     Measure("more varied", "imbalance", imbalance, "lower", "of the ten garments, in %; 0: none"),
-    Measure("smoother", "detour", median, "lower", "interpolation: path length over straight way"),
+    Measure("smoother", "detour", median, "lower", "interpolation: path length over straight line"),
     Measure("smoother", "jumps", median, "lower", "interpolation: largest step over mean step"),
     Measure("smoother", "outliers", tail, "lower", "one z_i moved: largest changes over usual one"),
     Measure(
@@ -355,7 +355,7 @@ def make_table(results):
 
 def as_text(value, spread):
     if not math.isfinite(value):
-        return "undefined"  # after a single epoch, say, or if most moves change nothing
+        return "undefined"  # after a single epoch, say, or if most perturbations change nothing
     text = f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
     digit = np.format_float_positional(spread, precision=1, fractional=False, trim="-")
     return f"{text} ± {digit}" if spread > 0 else text
@@ -406,11 +406,11 @@ CAPTIONS = {  # for a report
     "neighbours": "The first 8 images generated by each model over the nearest training images. "
     f"Right: root mean square difference in grey levels of 0 to 255, median of {COPIES:,} images; "
     "near 0 would be copying, smooth images are nearer than others.",
-    "interpolation": "Images on the way from one latent vector (left) to another (right), in equal "
-    "steps; three ways for each model.",
-    "smoothness": f"Above: {PAIRS} ways from one latent vector to another, in {STEPS} equal steps; "
-    "how much larger the largest change of the classifier's features is than the mean one "
-    "(1: all steps alike). Below: the first of these ways.",
+    "interpolation": "Images on the path from one latent vector (left) to another (right), in "
+    "equal steps; three paths for each model.",
+    "smoothness": f"Above: {PAIRS} paths from one latent vector to another, in {STEPS} equal "
+    "steps; how much larger the largest change of the classifier's features is than the mean one "
+    "(1: all steps alike). Below: the first of these paths.",
     "garments": f"Share of each garment in {N:,} images, by the classifier; dashed: 10%.",
 }
 
@@ -465,16 +465,16 @@ def plot_neighbours(images, training_images, distances):
     )
 
 
-def way_images(run, count):
-    """Eight images on each of the first ways from one latent vector to another."""
-    z = find_ways(run.settings["latent_dim"], 8)[:count]
+def path_images(run, count):
+    """Eight images on each of the first paths from one latent vector to another."""
+    z = find_paths(run.settings["latent_dim"], 8)[:count]
     return generate_in_parts(run.G, z.flatten(0, 1))
 
 
 def plot_interpolation(runs):
-    """Three ways between two latent vectors of each run, eight images each."""
+    """Three paths between two latent vectors of each run, eight images each."""
     return common.plot_images(
-        torch.cat([way_images(run, 3) for run in runs]),
+        torch.cat([path_images(run, 3) for run in runs]),
         "From one latent vector (left) to another (right)",
         rows=[run.label for run in runs],
         blocks=len(runs),
@@ -482,7 +482,7 @@ def plot_interpolation(runs):
 
 
 def plot_smoothness(runs, jumps):
-    """How even the steps of many ways are, over one way of each run; jumps: {label: (PAIRS,)}."""
+    """How even the steps of many paths are, over one path of each run; jumps: {label: (PAIRS,)}."""
     figure = Figure((common.WIDTH, common.WIDTH * (0.55 + 0.13 * len(runs))))
     figure.suptitle("From one latent vector to another: how even are the steps?")
     histogram, *panels = figure.subplots(1 + len(runs), height_ratios=[4, *[1 for _ in runs]])
@@ -499,13 +499,13 @@ def plot_smoothness(runs, jumps):
             label=f"{label}: median {values.median():.2f}",
         )
     histogram.set_xlabel(
-        "Largest step of a way, in mean steps (1: all alike; further right: jumps)"
+        "Largest step of a path, in mean steps (1: all alike; further right: jumps)"
     )
-    histogram.set_ylabel("Ways, in %")
+    histogram.set_ylabel("Paths, in %")
     histogram.legend()
-    panels[0].set_title("The first way of each")
+    panels[0].set_title("The first path of each")
     for axes, run in zip(panels, runs, strict=True):
-        grid = make_grid(way_images(run, 1)[:, None], nrow=8, padding=2, pad_value=255)[0]
+        grid = make_grid(path_images(run, 1)[:, None], nrow=8, padding=2, pad_value=255)[0]
         axes.imshow(grid.numpy(), vmin=0, vmax=255)
         axes.set_ylabel(run.label)
         axes.set_xticks([])
@@ -539,7 +539,7 @@ def plot_garments(classes):
 
 @dataclass
 class Run:
-    """What a training has published in its folder."""
+    """What a run shows in its folder."""
 
     folder: Path
     label: str
@@ -624,13 +624,13 @@ def make_report(runs, results, accuracy):
         "",
         make_table(results),
         "",
-        "Bold: better. ±: standard deviation if images, ways, moves or epochs are drawn anew (of "
-        "the Fréchet distance at most). Differences below twice that of both count as none; "
-        "of runaway, any difference counts. What another seed gives is not in it.",
+        "Bold: better. ±: standard deviation if images, paths, perturbations or epochs are drawn "
+        "anew (of the Fréchet distance at most). Differences below twice that of both count as "
+        "none; of runaway, any difference counts. What another seed gives is not in it.",
         "",
-        "Fréchet distance, precision, recall, ways and moves are taken in the 128 features of the "
-        "classifier; sharpness after a 3x3 median filter, which removes single specks. Usual: the "
-        "median. A copy moved by a pixel is not found.",
+        "Fréchet distance, precision, recall, paths and perturbations are taken in the 128 "
+        "features of the classifier; sharpness after a 3x3 median filter, which removes single "
+        "specks. Usual: the median. A copy moved by a pixel is not found.",
         "",
         "\\* Last quarter of the run. Samples change less in a longer run; losses deviate least "
         "where D cannot decide.",

@@ -127,7 +127,7 @@ class Pixels(nn.Module):
 def test_a_linear_generator_is_smooth_in_every_way():
     items = compare.latent_items(linear_generator(0.1 * torch.eye(784, 3)), 3, Pixels())
     # Each dimension moved by 2 changes one pixel by 0.2 of its range of 2, but for rounding.
-    expected = torch.full((compare.MOVES,), 0.2)
+    expected = torch.full((compare.PERTURBED,), 0.2)
     torch.testing.assert_close(items["outliers"], expected, atol=0.01, rtol=0)
     assert compare.tail(items["outliers"]) == pytest.approx(1, abs=0.05)
     # An arc of 90 degrees is 1.11 times its chord; others are not much longer.
@@ -136,7 +136,7 @@ def test_a_linear_generator_is_smooth_in_every_way():
 
 def test_a_generator_that_jumps():
     """White where z_0 is positive, else black: one step in 32 is all the change, so it is 32 times
-    the mean one. On about half of the ways nothing changes, and they say nothing."""
+    the mean one. On about half of the paths nothing changes, and they say nothing."""
     weight = torch.zeros(784, 3)
     weight[:, 0] = 1e9
     jumps = compare.latent_items(linear_generator(weight, nn.Tanh()), 3, Pixels())["jumps"]
@@ -237,7 +237,7 @@ def test_a_line_for_each_claim():
 @pytest.fixture
 def small(monkeypatch):
     """Few images: the numbers do not matter."""
-    for name, value in {"N": 60, "PAIRS": 8, "MOVES": 20, "COPIES": 8, "RESAMPLES": 3}.items():
+    for name, value in {"N": 60, "PAIRS": 8, "PERTURBED": 20, "COPIES": 8, "RESAMPLES": 3}.items():
         monkeypatch.setattr(compare, name, value)
 
 
