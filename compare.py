@@ -110,11 +110,12 @@ def image_items(images, classifier, real):
 
 def latent_items(G, latent_dim, classifier):
     """Of paths from one latent vector to another, but for those on which nothing changes, and of
-    perturbations of one dimension."""
+    perturbations of one dimension. Undefined (nan) if G draws one image only."""
     z = find_paths(latent_dim, STEPS + 1)
     features, _ = classify(classifier, generate_in_parts(G, z.flatten(0, 1)))
     features = features.view(PAIRS, STEPS + 1, -1)
-    features = features[(features != features[:, :1]).any(dim=2).any(dim=1)]
+    changing = (features != features[:, :1]).any(dim=2).any(dim=1)
+    features = features[changing] if changing.any() else torch.full_like(features[:1], math.nan)
     steps = features.diff(dim=1).norm(dim=2)
     straight = (features[:, -1] - features[:, 0]).norm(dim=1)
     return {
@@ -486,7 +487,7 @@ def plot_smoothness(runs, jumps):
     figure = Figure((common.WIDTH, common.WIDTH * (0.55 + 0.13 * len(runs))))
     figure.suptitle("From one latent vector to another: how even are the steps?")
     histogram, *panels = figure.subplots(1 + len(runs), height_ratios=[4, *[1 for _ in runs]])
-    largest = max(float(values.max()) for values in jumps.values())
+    largest = max([2.0, *[float(values.max()) for values in jumps.values() if len(values) > 1]])
     styles = ["-", "--", ":", "-."]
     for i, (label, values) in enumerate(jumps.items()):
         histogram.hist(

@@ -356,6 +356,17 @@ def test_a_folder_that_cannot_be_read_is_an_error_and_nothing_is_written(
     assert not (trained / "new").exists()
 
 
+def test_a_generator_that_draws_one_image_only_is_measured(trained, data, small):
+    path = trained / "gan" / "generator.pt"
+    weights = torch.load(path, weights_only=True)
+    weights["layers.11.weight"].zero_()  # what is left is the bias of the last layer
+    torch.save(weights, path)
+    cells = {row[1]: row[3] for row in rows_of(run_compare(data, trained, trained / "gan"))}
+    assert cells["recall"] == "0"
+    assert cells["imbalance"] == "90"
+    assert cells["jumps"] == "undefined"
+
+
 def test_one_run_alone_of_one_latent_dimension(data, tmp_path, small):
     folder = train(gan, tmp_path, data, "--epochs", 2, "--latent-dim", 1)
     table = run_compare(data, tmp_path, folder)
