@@ -2,7 +2,7 @@
 a CPU, training, sampling, figures, files, command line.
 
 The names are the papers': z latent vectors, x images, G generator, D discriminator. G_ema is the
-moving average of G; every image that is shown is drawn by it.
+moving average of G; every generated image that is shown is drawn by it.
 """
 # ruff: noqa: E402 (the first lines must be done before torch and matplotlib are imported)
 
@@ -90,7 +90,7 @@ PIXELS_SHA256 = {
 
 
 class FashionMNIST(torchvision.datasets.FashionMNIST):
-    """torchvision's, which names its folder after the class, with a second address."""
+    """torchvision's with a second address; it names the folder of the files after the class."""
 
     mirrors = [
         *torchvision.datasets.FashionMNIST.mirrors,
@@ -213,13 +213,13 @@ def run_layers(layers, x):
 
 def is_upsample_and_conv(layers):
     """Whether these are an Upsample x2 and a Conv2d 3x3 as in dcgan.py. All others are left to
-    PyTorch, and so are layers with hooks, such as spectral_norm's."""
+    PyTorch, and so are layers with forward hooks, such as spectral_norm's."""
     if [type(layer) for layer in layers] != [nn.Upsample, nn.Conv2d]:
         return False
     if any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers):
         return False
     upsample, conv = layers
-    # A layer prints all that it was made with.
+    # Compared as they are printed, with size, stride, padding and so on. "meta": without weights.
     plain = nn.Conv2d(conv.in_channels, conv.out_channels, 3, padding=1, bias=False, device="meta")
     return str(upsample) == str(nn.Upsample(scale_factor=2)) and str(conv) == str(plain)
 
@@ -294,7 +294,7 @@ def check_networks(G, D, z):
             "images: take it out, or give each a pass of its own in common.train_step"
         )
     try_network("the generator", G, z)
-    # Logits of such bright noise are far from 0. Only probabilities all lie between 0 and 1.
+    # Logits of such bright noise lie far from 0 on both sides, probabilities between 0 and 1.
     noise = 1000 * torch.randn(64, 1, 28, 28, device=z.device)
     outputs = try_network("the discriminator", D, noise)
     if outputs.min() >= 0 and outputs.max() <= 1:
@@ -320,8 +320,8 @@ def r1_penalty(D, x):
     the paper's loss, so a gamma of 1 here is one of 2 there.
     """
     x = x.detach().requires_grad_()
-    logits = D(x)  # once more: only now x has a gradient
-    # Without autocast, which on CUDA would take float16 here (pytorch issue 105682).
+    logits = D(x)  # a second pass: in the first, x did not require a gradient
+    # Without autocast: on CUDA it computes such a gradient in float16 (pytorch issue 105682).
     with torch.autocast(x.device.type, enabled=False):
         # An image's logit depends on no other image, so the gradient of the sum holds the gradient
         # of each. create_graph: the penalty is differentiated once more, for the weights of D.
@@ -354,7 +354,7 @@ def train_step(training, real, z, r1_weight, dtype):
     training.D_optimizer.step()
 
     # Generator, against the discriminator just updated: ascend log D(G(z)), the non-saturating
-    # form. The same z serves again: another G(z) would take longer.
+    # form. The fake images from above serve again: to make new ones would take longer.
     D.requires_grad_(False)  # G's step needs no gradients for the weights of D
     with autocast:
         logits_for_G = D(fake).float()
@@ -383,8 +383,8 @@ def update_average(G_ema, G, step):
 
 
 def measure_batch_norm(G_ema, latent_dim):
-    """Measure BatchNorm's mean and variance for the averaged weights, which those of G do not fit,
-    over 20 batches of 128 latent vectors."""
+    """Measure BatchNorm's mean and variance anew, over 20 batches of 128 latent vectors: G's own do
+    not fit the averaged weights."""
     z = torch.randn(20, 128, latent_dim, generator=torch.Generator().manual_seed(BATCH_NORM_SEED))
     update_bn(z, G_ema, next(G_ema.parameters()).device)
 
@@ -597,12 +597,14 @@ def plot_losses(history, model):
 def draw_losses(axes, history, limits):
     """The mean of each epoch, one standard deviation of its iterations to each side, and ln 2."""
     epochs = column(history, "epoch")
-    networks = [("D_loss", "Discriminator", "tab:blue", "-")]
-    networks += [("G_loss", "Generator", "tab:orange", "--")]  # dashed, for black and white
+    marker = "o" if len(history) == 1 else ""  # one point makes no line
+    networks = [
+        ("D_loss", "Discriminator", "tab:blue", "-"),
+        ("G_loss", "Generator", "tab:orange", "--"),  # dashed, for black and white
+    ]
     for name, label, colour, line in networks:
         mean = column(history, f"{name}_mean")
         deviation = column(history, f"{name}_std")
-        marker = "o" if len(history) == 1 else ""  # one point makes no line
         axes.fill_between(
             epochs, mean - deviation, mean + deviation, color=colour, alpha=0.25, linewidth=0
         )
@@ -693,10 +695,10 @@ def as_png(figure):
 
 
 def as_csv(history):
-    lines = [",".join(history[0])]
+    text = ",".join(history[0]) + "\n"
     for row in history:
-        lines.append(",".join(f"{value:g}" for value in row.values()))
-    return "\n".join([*lines, ""]).encode()
+        text += ",".join(f"{value:g}" for value in row.values()) + "\n"
+    return text.encode()
 
 
 def make_folder(folder):
@@ -754,9 +756,9 @@ def load_checkpoint(folder, training, description):
         if before["machine"]["torch"] == description["machine"]["torch"]:
             changes += changed_networks(before["networks"], description["networks"])
         history = checkpoint["history"]
-        parts = vars(training) if not changes else {}
-        for name, part in parts.items():
-            part.load_state_dict(checkpoint[name])
+        if not changes:
+            for name, part in vars(training).items():
+                part.load_state_dict(checkpoint[name])
     except Exception as error:  # a damaged file fails in many ways
         reason = f"cannot be read ({type(error).__name__}), or does not fit these networks"
         raise UserError(f"{path} {reason}: {advice}") from error
@@ -787,8 +789,8 @@ def changed_networks(before, now):
 
 
 def match_layout(optimizer):
-    """Give each average of Adam the memory layout of its parameter: it may have been saved on
-    another device, which has another one, and the fused Adam does not look."""
+    """Give each average of Adam the memory layout of its parameter: a checkpoint of another device
+    has another one, and the fused Adam does not check that they agree."""
     for parameter, state in optimizer.state.items():
         for name in ["exp_avg", "exp_avg_sq"]:
             if name in state:
@@ -875,7 +877,7 @@ def parse_arguments(model, argv):
     add("--epochs", type=number(int, 1), default=200, help="train up to this epoch")
     add("--batch-size", type=number(int, 2), default=128, help="images per step")
     add("--learning-rate", type=number(float, 1e-9, 1), default=1e-3, help="of both networks")
-    add("--r1-gamma", type=number(float, 0), default=1.0, help="weight of the R1 penalty")
+    add("--r1-gamma", type=number(float, 0, 1e6), default=1.0, help="weight of the R1 penalty")
     add("--latent-dim", type=number(int, 1), default=100, help="length of the latent vector z")
     add("--seed", type=number(int, 0, 2**32), default=0, help="of all random numbers")
     add("--limit", type=number(int, 2), default=60_000, help="train on the first so many images")
@@ -886,7 +888,7 @@ def parse_arguments(model, argv):
     offset = number(float, -1000, 1000)
     add("--perturb-offsets", type=offset, nargs="+", default=[-2.0, 0.0, 2.0], help="how far")
     args = parser.parse_args(argv)
-    unused = ["epochs", "device", *SETTINGS] if args.redraw else []
+    unused = ["epochs", "device", "sample_every", *SETTINGS] if args.redraw else []
     for name in unused:
         if getattr(args, name) != parser.get_default(name):
             print(f"--redraw trains nothing: --{name.replace('_', '-')} is not used")
@@ -896,9 +898,10 @@ def parse_arguments(model, argv):
 def choose_device(name):
     """The torch.device of that name; "auto": CUDA, else Apple's MPS, else the CPU. Raises UserError
     if it cannot compute."""
-    if name == "auto":
+    if name == "auto" and torch.cuda.is_available():
+        name = "cuda"
+    elif name == "auto":
         name = "mps" if torch.backends.mps.is_available() else "cpu"
-        name = "cuda" if torch.cuda.is_available() else name
     try:
         torch.ones(1, device=name).item()
     except (RuntimeError, AssertionError) as error:  # not there, busy, or too old for this PyTorch
@@ -934,7 +937,8 @@ def describe(training, settings, device, dtype):
 
 
 def save_epoch(folder, G_ema, model, history, samples, sample_every):
-    """Write what all but the training read of an epoch: generator.pt, history.csv, samples."""
+    """Save an epoch's results, for people, compare.py and --redraw: training itself goes on from
+    checkpoint.pt."""
     weights = {name: value.cpu() for name, value in G_ema.state_dict().items()}
     save_or_warn(folder / "generator.pt", as_pt(weights))
     save_or_warn(folder / "history.csv", as_csv(history))
@@ -975,9 +979,7 @@ def run_model(model, Generator, Discriminator, folder, args):
     device = choose_device(args.device)
     respect_cpu_quota()
     dtype = choose_dtype(args.precision, device)
-    settings = {"model": model}
-    for name in SETTINGS:
-        settings[name] = getattr(args, name)
+    settings = {"model": model, **{name: getattr(args, name) for name in SETTINGS}}
     choose_dims(args.perturb_dims, args.latent_dim)  # rather now than after the training
     train_set, test_set = load_fashion_mnist(args.data)
     images = train_set.data[: args.limit, None].to(device)
@@ -1001,7 +1003,9 @@ def run_model(model, Generator, Discriminator, folder, args):
                 save_checkpoint(folder, training, description, history)
         else:
             print(f"--epochs {args.epochs}: nothing to train")
-        save_or_warn(folder / "history.csv", as_csv(history))  # if a spreadsheet held it before
+        # Once more, if a file could not be written before: a spreadsheet may have held it open.
+        samples = generate(training.G_ema, latent_vectors(args.latent_dim))
+        save_epoch(folder, training.G_ema, model, history, samples, args.sample_every)
         figures = draw_figures(training.G_ema, history, settings, test_set.data, args)
         for name, figure in figures.items():
             save_or_warn(folder / name, figure)

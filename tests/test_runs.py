@@ -102,7 +102,7 @@ def test_a_run_made_longer_is_the_run_never_stopped(trained_once, data, tmp_path
 
 def test_a_finished_run_is_drawn_again_without_training(trained, data, capsys):
     before = files_in(trained / "gan")
-    for name in (*FIGURES, "history.csv"):
+    for name in (*FIGURES, "history.csv", "generator.pt"):
         (trained / "gan" / name).unlink()
     train(gan, trained, data, "--epochs", 2)
     assert files_in(trained / "gan") == before
