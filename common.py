@@ -763,7 +763,9 @@ def load_checkpoint(folder, training, description):
         reason = f"cannot be read ({type(error).__name__}), or does not fit these networks"
         raise UserError(f"{path} {reason}: {advice}") from error
     if changes:
-        raise UserError(f"{path} is of another run ({'; '.join(changes)}): undo that, or {advice}")
+        more = f"; {len(changes) - 6} more" if len(changes) > 6 else ""
+        named = "; ".join(changes[:6]) + more
+        raise UserError(f"{path} is of another run ({named}): undo that, or {advice}")
     match_layout(training.G_optimizer)
     match_layout(training.D_optimizer)
     return history
