@@ -518,16 +518,14 @@ def plot_images(images, title, rows, blocks=1, right=(), columns=(), caption="")
     rows, right, columns: labels, spread evenly over the rows or columns.
     """
     count = len(images) // 8
-    grid = make_grid(images[:, None], nrow=8, padding=2, pad_value=255)[0].numpy()
     figure = Figure((WIDTH, LARGEST_HEIGHT - MARGIN))
     axes = figure.subplots()
-    axes.imshow(grid, vmin=0, vmax=255)
+    draw_grid(axes, images)
     axes.set_title(title)
     axes.set_xlabel(caption)
     axes.set_xticks(find_middles(columns, 8), columns)
     axes.set_yticks(find_middles(rows, count), rows)
     axes.tick_params(length=0, labeltop=True, labelbottom=False)
-    axes.spines[:].set_visible(False)
     right_axis = axes.secondary_yaxis("right")
     right_axis.set_yticks(find_middles(right, count), right)
     right_axis.tick_params(length=0)
@@ -537,6 +535,13 @@ def plot_images(images, title, rows, blocks=1, right=(), columns=(), caption="")
         axes.axhline(edge, color="black", linewidth=0.6)
     fit_height(figure)
     return figure
+
+
+def draw_grid(axes, images):
+    """uint8 images (N, 28, 28), 8 in a row, without a frame."""
+    grid = make_grid(images[:, None], nrow=8, padding=2, pad_value=255)[0].numpy()
+    axes.imshow(grid, vmin=0, vmax=255)
+    axes.spines[:].set_visible(False)
 
 
 def find_middles(labels, count):

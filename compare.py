@@ -22,7 +22,6 @@ import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import nn
-from torchvision.utils import make_grid
 from tqdm import tqdm
 
 CLASSIFIER = Path(__file__).parent / "outputs" / "reference" / "classifier.pt"
@@ -444,15 +443,14 @@ def plot_samples(images):
     )
 
 
-def plot_neighbours(images, training_images, distances):
-    """The first generated images over the nearest training images; distances: {label: (COPIES,)}
-    of generated and of test images."""
+def plot_neighbours(images, nearest, distances):
+    """The first generated images over the nearest training images, {label: uint8 (N, 28, 28)}
+    each; distances: {label: (COPIES,)} of generated and of test images."""
     grid = []
     rows = []
     right = []
     for label, generated in images.items():
-        indices, _ = find_nearest(generated[:8], training_images)
-        grid += [generated[:8], training_images[indices]]
+        grid += [generated[:8], nearest[label][:8]]
         rows += [label, "nearest"]
         right += ["", f"{distances[label].median():.1f}"]
     return common.plot_images(
@@ -506,12 +504,10 @@ def plot_smoothness(runs, jumps):
     histogram.legend()
     panels[0].set_title("The first path of each")
     for axes, run in zip(panels, runs, strict=True):
-        grid = make_grid(path_images(run, 1)[:, None], nrow=8, padding=2, pad_value=255)[0]
-        axes.imshow(grid.numpy(), vmin=0, vmax=255)
+        common.draw_grid(axes, path_images(run, 1))
         axes.set_ylabel(run.label)
         axes.set_xticks([])
         axes.set_yticks([])
-        axes.spines[:].set_visible(False)
     return figure
 
 
@@ -580,12 +576,14 @@ def compare(folders, outputs, data):
     real = {"features": features, "radius": neighbourhood(features)}
 
     images = {}
+    nearest = {}
     items = {}
     for run in tqdm(runs, "measuring"):
         latent_dim = run.settings["latent_dim"]
         z = torch.randn(N, latent_dim, generator=torch.Generator().manual_seed(COMPARED_SEED))
         images[run.label] = generate_in_parts(run.G, z)
-        _, to_training = find_nearest(images[run.label][:COPIES], train_set.data)
+        indices, to_training = find_nearest(images[run.label][:COPIES], train_set.data)
+        nearest[run.label] = train_set.data[indices]
         items[run.label] = {
             **image_items(images[run.label], classifier, real),
             **latent_items(run.G, latent_dim, classifier),
@@ -604,7 +602,7 @@ def compare(folders, outputs, data):
     figures = {
         "losses": plot_losses(runs),
         "samples": plot_samples({**images, "real": test_set.data}),
-        "neighbours": plot_neighbours(images, train_set.data, distances),
+        "neighbours": plot_neighbours(images, nearest, distances),
         "interpolation": plot_interpolation(runs),
         "smoothness": plot_smoothness(runs, jumps),
         "garments": plot_garments({label: items[label]["imbalance"] for label in items}),
