@@ -2,33 +2,45 @@
 a CPU, training, sampling, figures, files, command line.
 
 The names are the papers': z latent vectors, x images, G generator, D discriminator. G_ema is the
-moving average of G; every generated image that is shown is drawn by it.
+moving average of G, which swings from step to step; every image that is shown is drawn by G_ema.
 """
-# ruff: noqa: E402 (the first lines must be done before torch and matplotlib are imported)
+# ruff: noqa: E402 (The checker of form expects all imports at the top. Some lines must come first.)
 
+import contextlib
 import importlib.util
 import os
+import signal
 from pathlib import Path
 
-# Threads that wait for each other are busy waiting, and keep their cores from other programs. After
-# so many turns they sleep. That is faster beside other programs in float32, but slower in bfloat16.
-# It concerns GNU's OpenMP, which PyTorch has on Linux.
+# The imports below take seconds. Until they are done, Ctrl-C (the signal SIGINT) has its default
+# effect (DFL): it ends the program, without a traceback. A thread may not change this: ValueError.
+on_ctrl_c = signal.getsignal(signal.SIGINT)
+with contextlib.suppress(ValueError):
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+# Some processors have an instruction, avx512_bf16, for bfloat16, numbers of 16 bits: half as much
+# to move and to multiply, with three digits. Linux lists a processor's instructions in this file.
 cpuinfo = Path("/proc/cpuinfo")
-if cpuinfo.exists() and "bf16" not in cpuinfo.read_text():
+FAST_BFLOAT16 = cpuinfo.exists() and "avx512_bf16" in cpuinfo.read_text()
+
+# PyTorch's threads wait for each other in a loop, which keeps their cores from other programs.
+# This variable, read when torch is imported, lets them sleep after 5,000 turns of the loop. As was
+# measured, that is faster beside other programs, but with bfloat16 it is slower.
+if not FAST_BFLOAT16:
     os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
-# A notebook hands the name of its backend to the programs that it starts. In an environment that
-# lacks this module, matplotlib could not be imported.
+# A notebook tells the programs that it starts to draw with a module of its own, such as
+# module://matplotlib_inline.backend_inline. Without that package matplotlib can't be imported.
 backend = os.environ.get("MPLBACKEND", "").removeprefix("module://")
 if "." in backend and importlib.util.find_spec(backend.split(".")[0]) is None:
     del os.environ["MPLBACKEND"]
 
 import argparse
-import contextlib
 import copy
 import csv
-import difflib
+import functools
 import hashlib
+import importlib
 import io
 import json
 import math
@@ -39,26 +51,31 @@ import subprocess
 import sys
 import tempfile
 import time
+import tokenize
 from dataclasses import dataclass
 
 import matplotlib.style
 import numpy as np
 import torch
 import torch.nn.functional as F
-import torchvision
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import nn
 from torch.optim.swa_utils import update_bn
-from torchvision.datasets.utils import extract_archive
+from torchvision.datasets import FashionMNIST
+from torchvision.datasets.utils import download_and_extract_archive, extract_archive
 from torchvision.utils import make_grid
 from tqdm import tqdm
 
+with contextlib.suppress(ValueError):
+    signal.signal(signal.SIGINT, on_ctrl_c)
+
 # ----------------------------------------------------------------------------- constants and seeds
 
-R1_EVERY = 4  # steps from one R1 penalty to the next
+# What decides the numbers of a run, apart from its program.
 SETTINGS = ["batch_size", "learning_rate", "r1_gamma", "latent_dim", "seed", "precision", "limit"]
 RECORDED = ["D_loss", "G_loss", "D_x", "D_G_z", "D_right"]  # in each step, see train_step
+R1_EVERY = 4  # steps from one R1 penalty to the next
 
 # Latent vectors that are the same in every run and for both models.
 LATENT_SEED = 2014  # of all figures
@@ -75,30 +92,29 @@ def seed_epoch(seed, epoch):
 
 
 class UserError(Exception):
-    """What the user can mend: printed as one line, without a traceback."""
+    """What the user can mend: printed as one line, without a traceback. (`from error` keeps what
+    was raised first, for a debugger.)"""
+
+
+@functools.cache  # called again with the same text, it does nothing
+def warn_once(text):
+    tqdm.write(f"warning: {text}", file=sys.stderr)  # print would write into the bar
 
 
 # ------------------------------------------------------------------------------------ FashionMNIST
 
+FILES = FashionMNIST.resources  # [(name, MD5 sum)], four names that end in .gz
+ADDRESSES = [
+    *FashionMNIST.mirrors,
+    "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/",
+]
 DEBIAN_PACKAGE = "dataset-fashion-mnist"
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # where that package puts its files
 TIMEOUT = 20  # seconds without an answer from the network
-PIXELS_SHA256 = {
+PIXELS_SHA256 = {  # a fingerprint of all pixels: if one is another, so is the fingerprint
     "train": "2e487a6c89124f78f2d7521542223cafe96f7123c3ca13d447772ac6ecbb3012",
     "test": "c867c93ff95360594e8ec3287995350b824dd110b11595c0e13d5423f621867a",
 }
-
-
-class FashionMNIST(torchvision.datasets.FashionMNIST):
-    """torchvision's with a second address; it names the folder of the files after the class."""
-
-    mirrors = [
-        *torchvision.datasets.FashionMNIST.mirrors,
-        "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/",
-    ]
-
-
-PACKED = [name for name, _ in FashionMNIST.resources]  # four names, ending in .gz
 
 
 def load_fashion_mnist(folder):
@@ -110,154 +126,148 @@ def load_fashion_mnist(folder):
     """
     raw = folder / "FashionMNIST" / "raw"
     try:
-        if not all((raw / name).with_suffix("").exists() for name in PACKED):
+        unpacked = [raw / name.removesuffix(".gz") for name, _ in FILES]
+        if not all(path.exists() for path in unpacked):
             fetch_files(folder, raw)
-        datasets = {split: FashionMNIST(folder, train=split == "train") for split in PIXELS_SHA256}
-        for split, dataset in datasets.items():
+        train_set = FashionMNIST(folder, train=True)
+        test_set = FashionMNIST(folder, train=False)
+        for split, dataset in [("train", train_set), ("test", test_set)]:
             if hashlib.sha256(dataset.data.numpy()).hexdigest() != PIXELS_SHA256[split]:
                 raise ValueError(f"the {split} images are not FashionMNIST's")
     except Exception as error:  # files and networks fail in many ways
-        reason = " ".join(str(error).split())
+        names = ", ".join(name for name, _ in FILES)
+        reason = " ".join(str(error).split())  # in one line
         raise UserError(
             f"FashionMNIST cannot be read ({type(error).__name__}: {reason}): move "
-            f"{folder / 'FashionMNIST'} away, if it is there, and put {', '.join(PACKED)} into "
-            f"{folder}"
+            f"{folder / 'FashionMNIST'} away, if it is there, and put {names} into {folder}"
         ) from error
-    return datasets["train"], datasets["test"]
+    return train_set, test_set
 
 
 def fetch_files(folder, raw):
-    """Unpack or fetch the four files. They are moved to `raw` when they are whole, because another
-    run may be reading there."""
+    """Unpack or download the four files, and move them to `raw` when they are whole, because
+    another run may be reading there. On the same disk, to move a file is only to rename it."""
     raw.mkdir(parents=True, exist_ok=True)
-    places = [folder, raw, DEBIAN_FOLDER]
-    packed = [place for place in places if all((place / name).exists() for name in PACKED)]
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         new = Path(temporary)
-        if packed:
-            unpack(packed[0], new)
-        else:
+        for place in [folder, raw, DEBIAN_FOLDER]:
+            if all((place / name).exists() for name, _ in FILES):
+                unpack(place, new)
+                break
+        else:  # in none of these places
             download(new)
-        for path in new.rglob("*-ubyte"):
+        for path in new.rglob("*-ubyte"):  # what is unpacked, in whatever folder below
             os.replace(path, raw / path.name)
 
 
 def unpack(place, new):
-    for name in PACKED:
+    for name, _ in FILES:
         extract_archive(str(place / name), str(new))
 
 
 def download(new):
-    """Let torchvision download the files, or take them from Debian's package."""
-    socket.setdefaulttimeout(TIMEOUT)
-    try:
-        print("downloading FashionMNIST")
-        FashionMNIST(new, download=True)
-    except Exception as error:  # a network fails in many ways
-        print(f"that failed: {error}\nfetching the Debian package {DEBIAN_PACKAGE} instead")
-        fetch_debian_package(new)
-    finally:
-        socket.setdefaulttimeout(None)
+    """Take the files from the first address that has them, else from Debian's package. Raises what
+    failed first."""
+    socket.setdefaulttimeout(TIMEOUT)  # without it torchvision would wait for ever
+    failures = []
+    for source in [*ADDRESSES, DEBIAN_PACKAGE]:
+        print(f"downloading FashionMNIST ({source})")
+        try:
+            if source == DEBIAN_PACKAGE:
+                fetch_debian_package(new)
+            else:
+                for name, md5 in FILES:
+                    download_and_extract_archive(source + name, str(new), md5=md5)
+            return
+        except Exception as error:  # a network fails in many ways
+            print(f"that failed: {error}")
+            failures.append(error)
+    raise failures[0]
 
 
 def fetch_debian_package(new):
-    """Fetch the package on Debian and Ubuntu without installing it, so without being root."""
-    apt_get = [
-        "apt-get",
-        f"-oDir::State={new}",
-        "-oDir::State::status=/var/lib/dpkg/status",
-        f"-oDir::Cache={new}",
+    """Fetch the package on Debian and Ubuntu without installing it, which only root may."""
+    options = [
+        f"-oDir::State={new}",  # where `update` writes the lists of packages
+        f"-oDir::Cache={new}",  # and what it makes of them
+        "-oDir::State::status=/var/lib/dpkg/status",  # what is installed, which is only read
         f"-oAcquire::http::Timeout={TIMEOUT}",
     ]
-    for command in (["update"], ["download", DEBIAN_PACKAGE]):
-        subprocess.run([*apt_get, *command], cwd=new, check=True, capture_output=True)
-    (archive,) = new.glob("*.deb")
-    subprocess.run(["dpkg-deb", "-x", archive, new], check=True)
+    for command in [["update"], ["download", DEBIAN_PACKAGE]]:
+        # check: raise an error if it fails; capture_output: print nothing
+        subprocess.run(["apt-get", *options, *command], cwd=new, check=True, capture_output=True)
+    archive = next(new.glob("*.deb"))
+    subprocess.run(["dpkg-deb", "--extract", archive, new], check=True)
     unpack(new / DEBIAN_FOLDER.relative_to("/"), new)
 
 
 # ----------------------------------------------------------------------------- networks on a CPU
 
 
-def choose_dtype(precision, device):
-    """The type to compute in; "auto": bfloat16 on CPUs that multiply it faster, else float32."""
-    if precision == "auto":
-        precision = "float32"
-        if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):  # PyTorch 2.12
-            cpu = torch.cpu.get_capabilities()
-            if cpu.get("amx_bf16") or cpu.get("avx512_bf16"):
-                precision = "bfloat16"
-    return getattr(torch, precision)
-
-
 def respect_cpu_quota():
-    """No more threads than the cores that a container may use."""
-    with contextlib.suppress(OSError, ValueError):  # there is no quota
+    """No more threads than the cores that a container may use. Linux says so in this file: 200000
+    100000 are 200 ms of computing in each 100 ms, which two cores do."""
+    with contextlib.suppress(OSError, ValueError):  # there is no such file, or "max" for no quota
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
         cores = max(1, int(quota) // int(period))
         torch.set_num_threads(min(torch.get_num_threads(), cores))
 
 
-def run_layers(layers, x):
-    """layers(x), but on a CPU an Upsample and the Conv2d after it are computed together."""
-    i = 0
-    while i < len(layers):
-        if x.device.type == "cpu" and is_upsample_and_conv(layers[i : i + 2]):
-            x = upsample_and_conv(x, layers[i + 1].weight)
-            i = i + 2
-        else:
-            x = layers[i](x)
-            i = i + 1
-    return x
+class UpsampleConv2d(nn.Conv2d):
+    """nn.Upsample(scale_factor=2), then nn.Conv2d(C, K, 3, padding=1, bias=False).
 
+    x (N, C, H, W) to (N, K, 2H, 2W). On a CPU the two are computed together, which is faster. In
+    one dimension, for a row of three pixels a b c (H = 3): Upsample makes it
 
-def is_upsample_and_conv(layers):
-    """Whether these are an Upsample x2 and a Conv2d 3x3 as in dcgan.py. All others are left to
-    PyTorch, and so are layers with forward hooks, such as spectral_norm's."""
-    if [type(layer) for layer in layers] != [nn.Upsample, nn.Conv2d]:
-        return False
-    if any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers):
-        return False
-    upsample, conv = layers
-    # Compared as they are printed, with size, stride, padding and so on. "meta": without weights.
-    plain = nn.Conv2d(conv.in_channels, conv.out_channels, 3, padding=1, bias=False, device="meta")
-    return str(upsample) == str(nn.Upsample(scale_factor=2)) and str(conv) == str(plain)
+        a a b b c c  =  a 0 b 0 c 0  +  0 a 0 b 0 c
 
-
-def upsample_and_conv(x, kernel):
-    """Upsample x2, then Conv 3x3: x (N, C, H, W) and kernel (K, C, 3, 3) to (N, K, 2H, 2W).
-
-    What is the same: Upsample makes a b to a a b b, which is (a 0 b 0) + (0 a 0 b), in two
-    dimensions a sum of four, and the convolution of a sum is the sum of the convolutions. Why it is
-    faster: to put in zeros and convolve is a transposed convolution, which skips the zeros: a
-    quarter of the multiplications. tests/test_models.py compares values and gradients.
+    which is the row with zeros in between, and the same one place further. So it is enough to
+    convolve the row with zeros, which gives 2H + 1 values, and to add to each its neighbour, which
+    leaves 2H. To put zeros in between and to convolve is called a transposed convolution; it does
+    not multiply the zeros. In two dimensions it is the same for the rows and then for the columns,
+    and three of four pixels are zeros: a quarter of the multiplications is left.
     """
-    x = x.contiguous(memory_format=torch.channels_last)
-    # A transposed convolution turns its kernel round and has its channels the other way.
-    turned = kernel.flip(2, 3).transpose(0, 1)
-    return SumOf2x2.apply(F.conv_transpose2d(x, turned, stride=2))
+
+    def __init__(self, channels_in, channels_out):
+        super().__init__(channels_in, channels_out, 3, padding=1, bias=False)
+
+    def forward(self, x):
+        if x.device.type != "cpu":
+            return super().forward(F.interpolate(x, scale_factor=2))
+        x = x.contiguous(memory_format=torch.channels_last)  # see new_training
+        # A convolution collects: each value is the sum of kernel times pixels around. A transposed
+        # one spreads: each pixel adds itself times the kernel to the values around. A value gets
+        # from its left pixel what lies right in the kernel, so the kernel must be turned round.
+        # PyTorch has its channels the other way, too.
+        turned = self.weight.flip(2, 3).transpose(0, 1)
+        with_zeros = F.conv_transpose2d(x, turned, stride=2)  # one zero between two pixels
+        return SumOfNeighbours.apply(with_zeros)
 
 
-class SumOf2x2(torch.autograd.Function):
-    """Sums of 2x2 neighbours, (N, C, H, W) to (N, C, H - 1, W - 1).
+class SumOfNeighbours(torch.autograd.Function):
+    """The sums of 2x2 neighbours, (N, C, H, W) to (N, C, H - 1, W - 1), and how PyTorch shall
+    compute their gradient: loss.backward() calls `backward`.
 
-    Each pixel is in four sums, so its gradient is the sum of their four gradients: such a sum
-    again, with zeros around. avg_pool2d's own backward is slower.
+    In one dimension x y z becomes x + y, y + z. If g and h are the gradients of these two sums, the
+    gradients of x y z are g, g + h, h: again sums of neighbours, those of 0 g h 0. PyTorch finds
+    the same without this class, but on some processors it takes three times as long.
     """
 
     @staticmethod
     def forward(context, x):
+        # The mean of 2x2 neighbours, but divided by 1 instead of 4: their sum.
         return F.avg_pool2d(x, 2, stride=1, divisor_override=1)
 
     @staticmethod
     def backward(context, gradient):
+        # padding=1 puts the zeros around.
         return F.avg_pool2d(gradient, 2, stride=1, padding=1, divisor_override=1)
 
 
 # ---------------------------------------------------------------------------------------- training
 
 
-@dataclass
+@dataclass  # a class of these attributes and nothing else
 class Training:
     """What is trained: both networks, the moving average of G, and an optimizer for each."""
 
@@ -269,38 +279,67 @@ class Training:
 
 
 def new_training(Generator, Discriminator, settings, device):
-    """Networks and optimizers as they are before the first step. Raises UserError for a
-    discriminator that cannot be trained like this."""
+    """Networks and optimizers as they are before the first step. Raises UserError for networks that
+    cannot be trained like this."""
     seed_epoch(settings["seed"], 0)
-    # On a CPU it is faster to have the channels of a pixel side by side in memory.
+    # Two orders in memory: channels_last has all channels of a pixel side by side, the usual one
+    # has all pixels of a channel. On a CPU, convolutions are faster with the first.
     layout = torch.channels_last if device.type == "cpu" else torch.contiguous_format
     G = Generator(settings["latent_dim"]).to(device, memory_format=layout)
     D = Discriminator().to(device, memory_format=layout)
-    check_networks(G, D, torch.randn(2, settings["latent_dim"], device=device))
+    check_generator(G.eval(), torch.randn(64, settings["latent_dim"], device=device))
+    check_discriminator(D, torch.randn(64, 1, 28, 28, device=device))
     G_ema = copy.deepcopy(G).requires_grad_(False).eval()
     # beta 1 is 0 (the DCGAN paper has 0.5): no momentum, because an older gradient was taken
-    # against an opponent that has moved since.
+    # against an opponent that has moved since. fused: one call for all weights, which is faster.
     rate = settings["learning_rate"]
     G_optimizer = torch.optim.Adam(G.parameters(), lr=rate, betas=(0.0, 0.999), fused=True)
     D_optimizer = torch.optim.Adam(D.parameters(), lr=rate, betas=(0.0, 0.999), fused=True)
     return Training(G, D, G_ema, G_optimizer, D_optimizer)
 
 
-def check_networks(G, D, z):
-    """Try both networks once. Raises UserError if D has a BatchNorm or a Sigmoid."""
-    if any(isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d) for layer in D.modules()):
+def check_generator(G, z):
+    """Raises UserError if G(z) are not images. z: latent vectors (N, latent_dim)."""
+    images = try_network("the generator", G, z)
+    if images.shape != (len(z), 1, 28, 28):
         raise UserError(
-            "the discriminator has a BatchNorm, which would mix the statistics of real and fake "
-            "images: take it out, or give each a pass of its own in common.train_step"
+            f"the generator makes {tuple(images.shape)} of {len(z)} latent vectors, but images of "
+            f"FashionMNIST are {(len(z), 1, 28, 28)}"
         )
-    try_network("the generator", G, z)
-    # Logits of such bright noise lie far from 0 on both sides, probabilities between 0 and 1.
-    noise = 1000 * torch.randn(64, 1, 28, 28, device=z.device)
+    if images.min() >= 0:
+        warn_once(
+            "no pixel of the generator is below 0, as after a Sigmoid, but real images are from -1 "
+            "(black) to 1 (white): end it with nn.Tanh()"
+        )
+
+
+def check_discriminator(D, noise):
+    """Raises UserError if D gives probabilities, or if its images depend on each other.
+
+    noise: images (N, 1, 28, 28). It is tried what D does, whatever its layers are called.
+    """
+    # Copies, since a pass may change what layers keep.
+    D, D_again = copy.deepcopy(D).train(), copy.deepcopy(D).train()
+    torch.manual_seed(0)
     outputs = try_network("the discriminator", D, noise)
-    if outputs.min() >= 0 and outputs.max() <= 1:
+    torch.manual_seed(0)  # Dropout takes out the same again
+    among_copies = try_network("the discriminator", D_again, noise[:1].repeat(len(noise), 1, 1, 1))
+    if (among_copies[0] - outputs[0]).abs().max() > 1e-4 * outputs.abs().max():
         raise UserError(
-            "all outputs of the discriminator lie between 0 and 1, as after a Sigmoid, which is in "
-            "the loss already: end it with a Linear layer"
+            "what the discriminator says of an image depends on the other images of its batch, as "
+            "with BatchNorm, so real and fake ones must not share a pass: in common.py let "
+            "train_step take D(real) and D(fake.detach()) apart, take check_discriminator out of "
+            "new_training, and train with --r1-gamma 0, since R1 needs independent images too"
+        )
+    # Probabilities stay between 0 and 1 if all weights are much larger, and logits do not.
+    with torch.no_grad():
+        for weight in D.parameters():
+            weight.mul_(1000)
+    larger = try_network("the discriminator", D, 1000 * noise)
+    if outputs.min() > 0 and outputs.max() < 1 and larger.min() >= 0 and larger.max() <= 1:
+        raise UserError(
+            "the discriminator gives probabilities, as after a Sigmoid, which is in the loss "
+            "already: end it with a Linear layer"
         )
 
 
@@ -308,7 +347,7 @@ def check_networks(G, D, z):
 def try_network(name, network, x):
     """The output of a network. If its layers do not fit, the error also prints the network."""
     try:
-        return network.eval()(x)
+        return network(x)
     except RuntimeError as error:
         raise RuntimeError(f"{error}\nThis was {name}: {network}") from error
 
@@ -316,16 +355,20 @@ def try_network(name, network, x):
 def r1_penalty(D, x):
     """R1 of Mescheder et al. (2018, arXiv:1801.04406): 1/2 E |grad D(x)|^2 of D's logit.
 
-    x: real images (N, 1, 28, 28). Returns a scalar. The 1/2 is the paper's. But D_loss is half of
-    the paper's loss, so a gamma of 1 here is one of 2 there.
+    x: real images (N, 1, 28, 28). Returns a scalar. G follows D's gradient. If that is large where
+    images are real already, G is driven past them and back again; if it is small, G can settle.
+    In the paper D minimizes L + gamma R1. D_loss is L / 2 here (see train_step), so our gamma is
+    half of the paper's: L / 2 + (gamma / 2) R1.
     """
     x = x.detach().requires_grad_()
     logits = D(x)  # a second pass: in the first, x did not require a gradient
-    # Without autocast: on CUDA it computes such a gradient in float16 (pytorch issue 105682).
+    # train_step lets D compute in bfloat16. That ends here: where it goes on, PyTorch computes the
+    # gradient of a gradient in float16 on CUDA, a fault of it (pytorch issue 105682), and float16
+    # has no numbers as small as gradients are.
     with torch.autocast(x.device.type, enabled=False):
-        # An image's logit depends on no other image, so the gradient of the sum holds the gradient
-        # of each. create_graph: the penalty is differentiated once more, for the weights of D.
-        (gradient,) = torch.autograd.grad(logits.sum(), x, create_graph=True)
+        # The gradient with respect to the images. An image's logit depends on no other image, so
+        # that of the sum holds that of each. create_graph: it will be differentiated once more.
+        gradient = torch.autograd.grad(logits.sum(), x, create_graph=True)[0]
     return gradient.square().sum((1, 2, 3)).mean() / 2
 
 
@@ -337,10 +380,13 @@ def train_step(training, real, z, r1_weight, dtype):
     pairs of a real and a fake image in which the real one has the larger logit.
     """
     G, D = training.G, training.D
+    # In a block `with autocast`, layers compute in `dtype`, and sums and norms in float32. The
+    # weights and the losses stay in float32.
     autocast = torch.autocast(real.device.type, dtype, enabled=dtype is not torch.float32)
 
     # Discriminator: ascend log D(x) + log(1 - D(G(z))), that is, descend on binary cross-entropy.
-    # As D = sigmoid(logit), -log D = softplus(-logit) and -log(1 - D) = softplus(logit).
+    # As D = sigmoid(logit), -log D = softplus(-logit) and -log(1 - D) = softplus(logit), where
+    # softplus(t) = log(1 + e^t).
     with autocast:
         fake = G(z)
         both = torch.cat([real, fake.detach()])  # one pass is faster than two
@@ -353,16 +399,15 @@ def train_step(training, real, z, r1_weight, dtype):
     (D_loss + r1_weight * penalty).backward()
     training.D_optimizer.step()
 
-    # Generator, against the discriminator just updated: ascend log D(G(z)), the non-saturating
-    # form. The fake images from above serve again: to make new ones would take longer.
-    D.requires_grad_(False)  # G's step needs no gradients for the weights of D
+    # Generator, against the discriminator just updated: ascend log D(G(z)). (The algorithm has
+    # descend log(1 - D(G(z))), which is flat where D is sure; the paper advises this form.) The
+    # fake images from above serve again: to make new ones would take longer.
     with autocast:
         logits_for_G = D(fake).float()
     G_loss = F.softplus(-logits_for_G).mean()
     training.G_optimizer.zero_grad()
-    G_loss.backward()
+    G_loss.backward(inputs=list(G.parameters()))  # the weights of D need no gradient here
     training.G_optimizer.step()
-    D.requires_grad_(True)
 
     D_x = real_logits.sigmoid().mean()
     D_G_z = fake_logits.sigmoid().mean()
@@ -372,21 +417,25 @@ def train_step(training, real, z, r1_weight, dtype):
 
 @torch.no_grad()
 def update_average(G_ema, G, step):
-    """G_ema <- d G_ema + (1 - d) G with d = (1 + step) / (10 + step), where step counts from 0.
+    """Move each weight of G_ema by the share 9 / (10 + step) of its way to that of G.
 
-    A fixed d averages over a fixed number of steps. With this one the weights of step s count as
-    (s / t)^8 in the average after step t: their mean age is a tenth of all steps, however many.
+    step counts from 0. With 1 / (1 + step), G_ema would be the plain mean of G over all steps, in
+    which swings cancel. Nine times as much lets old weights fade: an average after 1,000 steps has
+    half of its weight from the last 75, after 10,000 from the last 742. The 10 keeps the share
+    below 1 in the first steps.
     """
-    d = (1 + step) / (10 + step)
     for average, weight in zip(G_ema.parameters(), G.parameters(), strict=True):
-        average.lerp_(weight, 1 - d)
+        average.lerp_(weight, 9 / (10 + step))  # average += share * (weight - average)
 
 
-def measure_batch_norm(G_ema, latent_dim):
-    """Measure BatchNorm's mean and variance anew, over 20 batches of 128 latent vectors: G's own do
-    not fit the averaged weights."""
+def complete_average(G_ema, G, latent_dim):
+    """What layers keep beside their weights, their buffers, is taken from G. But the mean and the
+    variance that BatchNorm keeps would not fit the averaged weights: they are measured."""
+    for buffer, new in zip(G_ema.buffers(), G.buffers(), strict=True):
+        buffer.copy_(new)
+    # 20 batches of latent vectors, which update_bn passes through G_ema.
     z = torch.randn(20, 128, latent_dim, generator=torch.Generator().manual_seed(BATCH_NORM_SEED))
-    update_bn(z, G_ema, next(G_ema.parameters()).device)
+    update_bn(z, G_ema, device_of(G_ema))
 
 
 def scale(images):
@@ -394,23 +443,25 @@ def scale(images):
     return images / 127.5 - 1
 
 
-def train(training, images, settings, epochs, dtype):
-    """Train in these epochs (a range of their numbers) on images, uint8 (N, 1, 28, 28).
+def train(training, train_set, settings, first, last):
+    """Train from epoch `first` to epoch `last` on the images of load_fashion_mnist's training set.
 
-    A Python generator: after each epoch it yields the row of history.csv and the samples, uint8
-    (64, 28, 28), and waits until they are saved. Raises UserError when numbers are not finite.
+    A Python generator: `for row, samples in train(...)` runs it up to the next `yield`, after each
+    epoch. row: that of history.csv; samples: uint8 (64, 28, 28). Raises UserError when numbers are
+    not finite.
     """
     G, D, G_ema = training.G, training.D, training.G_ema
     batch_size = settings["batch_size"]
     latent_dim = settings["latent_dim"]
-    device = images.device
-    steps = len(images) // batch_size  # an incomplete last batch is left out
-    done = epochs.start - 1
+    dtype = getattr(torch, settings["precision"])  # torch.float32 or torch.bfloat16
+    device = device_of(G)
+    images = train_set.data[: settings["limit"], None].to(device)  # uint8 (limit, 1, 28, 28)
+    steps = len(images) // batch_size  # of an epoch; an incomplete last batch is left out
     samples = generate(G_ema, latent_vectors(latent_dim))  # to compare those of an epoch with
-    interval = 1 if sys.stderr.isatty() else 60  # seconds: a log file need not have every update
-    with tqdm(initial=done * steps, total=(epochs.stop - 1) * steps, mininterval=interval) as bar:
-        for epoch in epochs:
-            bar.set_description(f"epoch {epoch} of {epochs.stop - 1}", refresh=False)
+    # disable=None: no bar if the output is a file, not a terminal. refresh=False: shown later.
+    with tqdm(initial=(first - 1) * steps, total=last * steps, disable=None) as bar:
+        for epoch in range(first, last + 1):
+            bar.set_description(f"epoch {epoch} of {last}", refresh=False)
             start = time.perf_counter()
             seed_epoch(settings["seed"], epoch)
             G.train()
@@ -422,20 +473,24 @@ def train(training, images, settings, epochs, dtype):
                 step = (epoch - 1) * steps + i
                 real = scale(images[batches[i]])
                 z = torch.randn(batch_size, latent_dim, device=device)
-                # R1 is another pass through D. Four times as much in every fourth step does nearly
-                # the same (Karras et al. 2020, arXiv:1912.04958).
+                # R1 is another pass through D, so it comes in every fourth step, four times as much
+                # (Karras et al. 2020, arXiv:1912.04958). The mean gradient stays the same. Adam
+                # divides it by the root of the mean square, which is larger: a mean of 1, 1, 1, 1
+                # and one of 0, 0, 0, 4 are both 1, but their mean squares are 1 and 4.
                 r1_weight = R1_EVERY * settings["r1_gamma"] if step % R1_EVERY == 0 else 0
                 recorded[i] = train_step(training, real, z, r1_weight, dtype)
                 update_average(G_ema, G, step)
                 bar.update()
             check_finite(recorded, training)
-            measure_batch_norm(G_ema, latent_dim)
+            complete_average(G_ema, G, latent_dim)
 
             samples_before = samples
             samples = generate(G_ema, latent_vectors(latent_dim))
             row = summarize(epoch, recorded, samples, samples_before, time.perf_counter() - start)
             losses = f"loss D {row['D_loss_mean']:.2f}, G {row['G_loss_mean']:.2f}"
             bar.set_postfix_str(losses, refresh=False)
+            if bar.disable:
+                print(f"epoch {epoch} of {last}: {losses}, {row['seconds']:.0f} s", flush=True)
             yield row, samples
 
 
@@ -452,11 +507,12 @@ def check_finite(recorded, training):
 def summarize(epoch, recorded, samples, samples_before, seconds):
     """The row of history.csv of an epoch; recorded: (steps, 5), what train_step returns."""
     row = {"epoch": epoch}
-    for name, values in zip(RECORDED, recorded.T.cpu(), strict=True):
+    for i, name in enumerate(RECORDED):
+        values = recorded[:, i].cpu()
         row[f"{name}_mean"] = values.mean().item()
-        row[f"{name}_std"] = values.std(correction=0).item()
+        row[f"{name}_std"] = values.std(correction=0).item()  # of these steps: divided by N
     sample_change = (samples.float() - samples_before.float()).abs().mean().item()
-    row["sample_change"] = sample_change if epoch > 1 else math.nan
+    row["sample_change"] = sample_change if epoch > 1 else math.nan  # from untrained samples
     row["seconds"] = seconds
     return {name: float(f"{value:.6g}") for name, value in row.items()}  # as they are written
 
@@ -464,16 +520,23 @@ def summarize(epoch, recorded, samples, samples_before, seconds):
 # ---------------------------------------------------------------------------------------- sampling
 
 
+def device_of(network):
+    first_weight = next(network.parameters())
+    return first_weight.device
+
+
 def latent_vectors(latent_dim):
-    """The 64 latent vectors (64, latent_dim) of all figures."""
+    """The 64 latent vectors (64, latent_dim) of all figures, from random numbers of their own."""
     return torch.randn(64, latent_dim, generator=torch.Generator().manual_seed(LATENT_SEED))
 
 
 @torch.no_grad()
 def generate(G, z):
     """Images G(z) as uint8 (N, 28, 28) on the CPU, of a generator in eval mode."""
-    x = G(z.to(next(G.parameters()).device))
-    return ((x + 1) * 127.5).round().byte().squeeze(1).cpu()
+    x = G(z.to(device_of(G)))
+    if x.abs().max() > 1.01:
+        warn_once("generated images leave [-1, 1] and are cut there: end G with nn.Tanh()")
+    return ((x.clamp(-1, 1) + 1) * 127.5).round().byte().squeeze(1).cpu()
 
 
 def perturb(G, z, dims, offsets):
@@ -482,13 +545,16 @@ def perturb(G, z, dims, offsets):
     Returns uint8 images (dims, offsets, N, 28, 28), and the response (dims, offsets): the mean
     absolute change of a pixel against G(z), in % of its range.
     """
-    moved = z.repeat(len(dims), len(offsets), 1, 1)
+    unmoved = generate(G, z).float()
+    images = torch.zeros(len(dims), len(offsets), len(z), 28, 28, dtype=torch.uint8)
+    response = torch.zeros(len(dims), len(offsets))
     for i, dim in enumerate(dims):
         for j, offset in enumerate(offsets):
-            moved[i, j, :, dim] += offset
-    images = generate(G, moved.flatten(0, 2)).view(*moved.shape[:3], 28, 28)
-    change = images.float() - generate(G, z).float()
-    return images, change.abs().mean((2, 3, 4)) / 255 * 100
+            moved = z.clone()
+            moved[:, dim] += offset
+            images[i, j] = generate(G, moved)
+            response[i, j] = (images[i, j].float() - unmoved).abs().mean() / 255 * 100
+    return images, response
 
 
 # ----------------------------------------------------------------------------------------- figures
@@ -502,7 +568,7 @@ STYLE = [
         "font.size": 7,
         "axes.titlesize": 8,
         "figure.titlesize": 8,
-        "figure.constrained_layout.use": True,
+        "figure.constrained_layout.use": True,  # no text is cut or lies over another
         "legend.frameon": False,
         "image.cmap": "gray",
         "image.interpolation": "nearest",
@@ -512,15 +578,17 @@ STYLE = [
 IMAGE_SIZE = 30  # pixels of an image in a grid: 28 and the margin to the next
 
 
-def plot_images(images, title, rows, blocks=1, right=(), columns=(), caption=""):
+def plot_images(images, title, rows=(), blocks=1, right=(), columns=(), caption=""):
     """A figure of uint8 images (N, 28, 28), 8 in a row, with a rule between blocks of rows.
 
     rows, right, columns: labels, spread evenly over the rows or columns.
     """
     count = len(images) // 8
-    figure = Figure((WIDTH, LARGEST_HEIGHT - MARGIN))
+    figure = Figure((WIDTH, LARGEST_HEIGHT - MARGIN))  # without pyplot, which may want a screen
     axes = figure.subplots()
-    draw_grid(axes, images)
+    grid = make_grid(images[:, None], nrow=8, padding=2, pad_value=255)  # (3, height, width)
+    axes.imshow(grid[0].numpy(), vmin=0, vmax=255)  # the three colours are alike
+    axes.spines[:].set_visible(False)  # no frame
     axes.set_title(title)
     axes.set_xlabel(caption)
     axes.set_xticks(find_middles(columns, 8), columns)
@@ -531,120 +599,118 @@ def plot_images(images, title, rows, blocks=1, right=(), columns=(), caption="")
     right_axis.tick_params(length=0)
     right_axis.spines[:].set_visible(False)
     for block in range(1, blocks):
-        edge = block * count // blocks * IMAGE_SIZE + 0.5
+        edge = block * count // blocks * IMAGE_SIZE
         axes.axhline(edge, color="black", linewidth=0.6)
-    fit_height(figure)
+    # The figure becomes as high as what is in it, which is known when it has been laid out.
+    figure.draw_without_rendering()
+    figure.set_figheight(figure.get_tightbbox().height + MARGIN)
     return figure
 
 
-def draw_grid(axes, images):
-    """uint8 images (N, 28, 28), 8 in a row, without a frame."""
-    grid = make_grid(images[:, None], nrow=8, padding=2, pad_value=255)[0].numpy()
-    axes.imshow(grid, vmin=0, vmax=255)
-    axes.spines[:].set_visible(False)
-
-
 def find_middles(labels, count):
-    """Where the labels of `count` rows or columns of a grid stand, in its pixels."""
-    return [IMAGE_SIZE * count / len(labels) * (i + 0.5) + 0.5 for i in range(len(labels))]
-
-
-def fit_height(figure):
-    """Make a figure as high as what is in it."""
-    figure.draw_without_rendering()
-    figure.set_figheight(figure.get_tightbbox().height + MARGIN)
-
-
-def plot_samples(samples, title):
-    return plot_images(samples, f"{title}: generated samples", rows=[])
-
-
-def plot_real_and_generated(real, fake, title):
-    """Two rows of real images over two of generated ones, uint8 (16, 28, 28) each."""
-    return plot_images(
-        torch.cat([real, fake]),
-        f"{title}: real test images and generated ones",
-        rows=["real", "generated"],
-        blocks=2,
-    )
+    """Where the labels stand beside the grid, in its pixels. With 2 labels for 4 rows, each stands
+    in the middle of two rows."""
+    height = count * IMAGE_SIZE / len(labels) if labels else 0  # of the part that a label is for
+    return [(i + 0.5) * height for i in range(len(labels))]
 
 
 def plot_perturbation(images, response, dims, offsets, title):
     """What `perturb` returns for 8 latent vectors: one row per offset, one block per dimension."""
-    labels = []
-    for dim in dims:
-        for offset in offsets:
-            moved = f" {offset:+.4g}" if offset != 0 else ""
-            labels.append(f"z[{dim}]{moved}".replace("-", "\N{MINUS SIGN}"))
+    rows = []
+    right = []
+    for i, dim in enumerate(dims):
+        for j, offset in enumerate(offsets):
+            if offset == 0:
+                rows.append(f"z[{dim}]")
+                right.append("")  # it is not moved
+            else:
+                rows.append(f"z[{dim}] {offset:+.4g}")
+                right.append(f"{response[i, j]:.1f}%")
     return plot_images(
-        images.flatten(0, 2),
+        images.flatten(0, 2),  # all rows below each other
         f"{title}: one latent dimension at a time, moved by an offset",
-        rows=labels,
+        rows,
         blocks=len(dims),
-        right=[f"{change:.1f}%" for change in response.flatten()],
+        right=right,
         columns=range(1, 9),
         caption="Columns: 8 samples. Right: mean absolute change of a pixel in % of its range",
     )
 
 
 def plot_losses(history, model):
-    """Both losses over training."""
-    figure = Figure((WIDTH, WIDTH * 0.6))
+    """Both losses over training and, below, how often D is right, which older runs do not have."""
+    is_recorded = "D_right_mean" in history[0]
+    figure = Figure((WIDTH, WIDTH * (0.75 if is_recorded else 0.6)))
     figure.suptitle(f"{model}, epoch {len(history)}: losses")
-    axes = figure.subplots()
+    if is_recorded:
+        axes, below = figure.subplots(2, sharex=True, height_ratios=[3, 1])
+        draw_D_right(below, history)
+    else:
+        axes = below = figure.subplots()
     draw_losses(axes, history, find_limits([history]))
-    axes.set_xlabel("Epoch (line: mean of its iterations; band: their standard deviation)")
     axes.set_ylabel("Loss (binary cross-entropy)")
-    figure.legend(loc="outside lower center", ncols=3)
+    below.set_xlabel("Epoch (line: mean of its iterations; band: their standard deviation)")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
 
 
 def draw_losses(axes, history, limits):
     """The mean of each epoch, one standard deviation of its iterations to each side, and ln 2."""
-    epochs = column(history, "epoch")
-    marker = "o" if len(history) == 1 else ""  # one point makes no line
-    networks = [
-        ("D_loss", "Discriminator", "tab:blue", "-"),
-        ("G_loss", "Generator", "tab:orange", "--"),  # dashed, for black and white
-    ]
-    for name, label, colour, line in networks:
-        mean = column(history, f"{name}_mean")
-        deviation = column(history, f"{name}_std")
-        axes.fill_between(
-            epochs, mean - deviation, mean + deviation, color=colour, alpha=0.25, linewidth=0
-        )
-        axes.plot(epochs, mean, line, color=colour, linewidth=1.6, marker=marker, label=label)
+    draw_band(axes, history, "D_loss", 1, "Discriminator", "tab:blue", "-")
+    draw_band(axes, history, "G_loss", 1, "Generator", "tab:orange", "--")
     # Dots far apart and in front: where D's line lies on ln 2, both can be seen.
     dots = (0, (1, 4))
     label = "ln 2: D(x) = D(G(z)) = 1/2"
     axes.axhline(math.log(2), color="black", linewidth=1, linestyle=dots, zorder=3, label=label)
     axes.set_ylim(limits)
-    axes.set_xlim(0, len(history) + 1)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     name_peak(axes, history, limits)
 
 
+def draw_D_right(axes, history):
+    """In how many pairs of a real and a fake image D gives the real one the larger logit."""
+    draw_band(axes, history, "D_right", 100, "", "tab:blue", "-")
+    axes.axhline(50, color="black", linewidth=1, linestyle=(0, (1, 4)), zorder=3)
+    axes.set_ylabel("D is right, %\n(dotted: chance)")
+
+
+def draw_band(axes, history, name, factor, label, colour, line):
+    """The mean of each epoch, and one standard deviation of its iterations to each side."""
+    epochs = column(history, "epoch")
+    mean = factor * column(history, f"{name}_mean")
+    deviation = factor * column(history, f"{name}_std")
+    low = mean - deviation
+    axes.fill_between(epochs, low, mean + deviation, color=colour, alpha=0.25, linewidth=0)
+    marker = "o" if len(history) == 1 else ""  # one point makes no line
+    axes.plot(epochs, mean, line, color=colour, linewidth=1.6, marker=marker, label=label)
+    axes.set_xlim(0, len(history) + 1)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
 def find_limits(histories):
-    """Limits of the loss axis that show the bulk of the epochs of all these runs, and ln 2: from
-    the 1st to the 99th percentile of the means, and a usual deviation beyond."""
-    ends = [math.log(2)]
+    """Limits of the loss axis: 98% of all bands of these runs, and ln 2. A loss that runs away in
+    one epoch would leave the others flat."""
+    ends = []
     for history in histories:
         for name in ["D_loss", "G_loss"]:
-            lowest, highest = np.quantile(column(history, f"{name}_mean"), [0.01, 0.99])
-            deviation = np.median(column(history, f"{name}_std"))
-            ends += [lowest - deviation, highest + deviation]
-    margin = 0.05 * (max(ends) - min(ends)) + 1e-3
-    return min(ends) - margin, max(ends) + margin
+            mean = column(history, f"{name}_mean")
+            deviation = column(history, f"{name}_std")
+            ends += [*(mean - deviation), *(mean + deviation)]
+    lowest, highest = np.quantile(ends, [0.01, 0.99])
+    lowest = min(lowest, math.log(2))
+    highest = max(highest, math.log(2))
+    margin = 0.05 * (highest - lowest) + 0.001  # of a single epoch the two may be equal
+    return lowest - margin, highest + margin
 
 
 def name_peak(axes, history, limits):
     """Write the largest mean of an epoch at the upper edge if it is outside the limits."""
-    means = [(max(row["D_loss_mean"], row["G_loss_mean"]), row["epoch"]) for row in history]
-    peak, epoch = max(means)
+    larger = np.maximum(column(history, "D_loss_mean"), column(history, "G_loss_mean"))
+    peak = larger.max()
+    epoch = larger.argmax() + 1
     if peak > limits[1]:
         side = "left" if epoch < len(history) / 2 else "right"
-        height = limits[1] - 0.02 * (limits[1] - limits[0])
-        text = f" peak {peak:.2f} in epoch {epoch:.0f} "
+        height = limits[1] - 0.02 * (limits[1] - limits[0])  # a little below the upper edge
+        text = f" peak {peak:.2f} in epoch {epoch} "
         axes.text(epoch, height, text, horizontalalignment=side, verticalalignment="top")
 
 
@@ -656,73 +722,72 @@ def column(history, name):
 # ------------------------------------------------------------------------------------------- files
 
 
-def save(path, content):
+def save(path, content, needed=False):
     """Write bytes, whole or not at all: a killed process or a full disk leaves what was there.
 
-    Raises UserError when they cannot be written.
+    What cannot be written costs a line on the screen or, if it is needed, the run (UserError).
     """
     part = path.with_name(path.name + ".part")
     try:
         with open(part, "wb") as file:
             file.write(content)
+            # Onto the disk, before it takes the place of the old file: without these two lines it
+            # may be in memory still, and a power cut would leave neither.
             file.flush()
-            with contextlib.suppress(OSError):  # some network drives cannot
+            with contextlib.suppress(OSError):  # some network drives cannot do this
                 os.fsync(file.fileno())
-        os.replace(part, path)
+        replace(part, path)
     except OSError as error:
         with contextlib.suppress(OSError):
             part.unlink()
-        raise UserError(
-            f"{path} cannot be written ({error.strerror}); what was there before is kept"
-        ) from error
+        text = f"{path} cannot be written ({error.strerror}); what was there before is kept"
+        if needed:
+            raise UserError(text) from error
+        tqdm.write(f"warning: {text}", file=sys.stderr)
 
 
-def save_or_warn(path, content):
-    """Write what can be made again: if a spreadsheet holds it open, for example, that costs a line
-    on the screen and not the run."""
-    try:
-        save(path, content)
-    except UserError as error:
-        tqdm.write(f"warning: {error}", file=sys.stderr)
+def replace(part, path):
+    """os.replace; on Windows a virus scanner may hold a file, so it is tried for three seconds."""
+    for _ in range(6):
+        try:
+            return os.replace(part, path)
+        except PermissionError:
+            time.sleep(0.5)
+    return os.replace(part, path)
 
 
-def as_pt(content):
-    """What torch.save writes, as bytes: straight to a file it would hide that the disk is full."""
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    return buffer.getvalue()
-
-
-def as_png(figure):
-    buffer = io.BytesIO()
-    figure.savefig(buffer)
+def as_bytes(write, *content):
+    """What write(*content, file) writes, as in as_bytes(torch.save, weights). Straight into a file,
+    torch.save would not say that the disk is full."""
+    buffer = io.BytesIO()  # a file in memory
+    write(*content, buffer)
     return buffer.getvalue()
 
 
 def as_csv(history):
-    text = ",".join(history[0]) + "\n"
+    """A row for each epoch. An older row may lack a column of the last one: nan."""
+    names = list(history[-1])
+    text = ",".join(names) + "\n"
     for row in history:
-        text += ",".join(f"{value:g}" for value in row.values()) + "\n"
+        text += ",".join(f"{row.get(name, math.nan):g}" for name in names) + "\n"
     return text.encode()
 
 
-def make_folder(folder):
-    """Raises UserError if nothing can be written there."""
+@contextlib.contextmanager  # for a `with`, whose block runs where yield stands
+def locked(folder):
+    """Make the folder and keep other runs out of it. Raises UserError if one is in it, or if
+    nothing can be written there."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
+        (folder / ".lock").touch()
     except OSError as error:
         raise UserError(error) from error
-
-
-@contextlib.contextmanager
-def locked(folder):
-    """Make the folder and keep other runs out of it. Raises UserError if one is in it."""
-    make_folder(folder)
     with open(folder / ".lock", "w") as lock:
         try:
             import fcntl
 
+            # EX: only one process can have this lock, until its file is closed; NB: another one
+            # gets an error and does not wait. | means both.
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(f"{folder} is in use by another run: give another --outputs") from error
@@ -731,15 +796,101 @@ def locked(folder):
         yield
 
 
-def save_checkpoint(folder, training, description, history):
+def read_program(script):
+    """The program that runs, {file: text}: the script, this file, and the modules of one's own that
+    have been imported, which lie in the script's folder or below."""
+    folder = script.resolve().parent
+    paths = {script.name: script, "common.py": Path(__file__)}
+    for module in list(sys.modules.values()):
+        file = getattr(module, "__file__", None) or ""  # modules in C have none
+        path = Path(file).resolve()
+        # Some parts of PyTorch have a made up file, which is not a whole path.
+        is_own = Path(file).is_absolute() and path.suffix == ".py" and path.is_relative_to(folder)
+        is_pythons = path.is_relative_to(Path(os.__file__).parent)  # if Python lies there, too
+        if is_own and not is_pythons and "site-packages" not in path.parts:
+            paths.setdefault(path.relative_to(folder).as_posix(), path)
+    return {name: read_text(path) for name, path in paths.items()}
+
+
+def read_text(path):
+    with tokenize.open(path) as file:  # as Python reads it, in whatever encoding it says
+        return file.read()
+
+
+def save_program(folder, program):
+    for name, text in program.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)  # of a package
+        save(folder / name, text.encode())
+
+
+def find_changes(before, now, labels):
+    """What decides the numbers and is not the same in two runs, a text each.
+
+    before, now: {"settings": {name: value}, "program": {file: text}}; labels: what the two are
+    called, such as "before" and "now".
+    """
+    changes = []
+    for name, value in now["settings"].items():
+        old_value = before["settings"].get(name)
+        if old_value != value:
+            changes.append(f"{name} {old_value} {labels[0]}, {value} {labels[1]}")
+    for file in sorted(before["program"] | now["program"]):
+        old_text = before["program"].get(file, "")
+        text = now["program"].get(file, "")
+        old_words = split_words(file, old_text)
+        words = split_words(file, text)
+        if sum(old_words.values(), []) != sum(words.values(), []):  # all lines joined
+            lines = name_lines(old_words, words, old_text, labels[0])
+            lines += name_lines(words, old_words, text, labels[1])
+            changes += [f"{file} {line}" for line in lines or ["has its lines in another order"]]
+    return changes
+
+
+def split_words(file, text):
+    """{line number: words} of what decides the numbers in a file of a program: without comments,
+    docstrings and layout and, in common.py, without the figures and what stands below them.
+
+    tokenize, a module of Python, splits a text into tokens: names, numbers, signs. The ends of a
+    statement (NEWLINE) and the begin and the end of a block (INDENT, DEDENT) are tokens, too: a
+    line that is moved out of a loop is another program.
+    """
+    if file == "common.py":
+        text = text.split("-- figures")[0]
+    lines = {}
+    begins = True  # whether a statement begins; a string that does is a docstring
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        kind = tokenize.tok_name[token.type]
+        is_docstring = begins and kind in ("STRING", "NEWLINE")
+        if kind not in ("COMMENT", "NL") and not is_docstring:  # NL: a line break, but no end
+            begins = kind in ("NEWLINE", "INDENT", "DEDENT")
+            word = kind if begins else token.string
+            lines.setdefault(token.start[0], []).append(word)
+    return lines
+
+
+def name_lines(words, other_words, text, label):
+    """The lines of a text that the other one does not have, or not so often. words: what
+    split_words makes of the text."""
+    lines = [*text.splitlines(), "(the end)"]  # after the last line blocks may end
+    others = list(other_words.values())
+    named = []
+    for number, line in words.items():
+        if line in others:
+            others.remove(line)
+        else:
+            named.append(f"line {number} {label}: {lines[number - 1].strip()}")
+    return named
+
+
+def save_checkpoint(folder, training, settings, program, history):
     """What training needs to go on; the random numbers follow from the seed and the epoch."""
+    # vars: {"G": training.G, "D": training.D, ...}
     checkpoint = {name: part.state_dict() for name, part in vars(training).items()}
-    checkpoint["description"] = description
-    checkpoint["history"] = history
-    save(folder / "checkpoint.pt", as_pt(checkpoint))
+    checkpoint |= {"settings": settings, "program": program, "history": history}
+    save(folder / "checkpoint.pt", as_bytes(torch.save, checkpoint), needed=True)
 
 
-def load_checkpoint(folder, training, description):
+def load_checkpoint(folder, training, settings, program):
     """Put the checkpoint into `training`, if there is one, and return its history, a list of rows.
 
     Raises UserError when it is damaged or of another run, or when training anew would replace
@@ -749,80 +900,56 @@ def load_checkpoint(folder, training, description):
     table = folder / "history.csv"
     advice = "give another --outputs, or move that folder away"
     if not path.exists():
-        # One row may be there already: the first epoch is shown before its checkpoint.
+        # Killed in its first epoch, a run has one row already: it is written before the checkpoint.
         if table.is_file() and len(table.read_text().splitlines()) > 2:
             raise UserError(f"{folder} holds results, but no checkpoint.pt to go on from: {advice}")
         return []
     try:
+        # map_location: also what was on a card; weights_only: it may not run code that is in it
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        before = checkpoint["description"]
-        changes = changed_settings(before["settings"], description["settings"])
-        # Another PyTorch may print the same network otherwise.
-        if before["machine"]["torch"] == description["machine"]["torch"]:
-            changes += changed_networks(before["networks"], description["networks"])
+        before = {"settings": checkpoint["settings"], "program": checkpoint["program"]}
         history = checkpoint["history"]
-        if not changes:
-            for name, part in vars(training).items():
-                part.load_state_dict(checkpoint[name])
     except Exception as error:  # a damaged file fails in many ways
-        reason = f"cannot be read ({type(error).__name__}), or does not fit these networks"
-        raise UserError(f"{path} {reason}: {advice}") from error
+        raise UserError(f"{path} cannot be read ({type(error).__name__}): {advice}") from error
+    changes = find_changes(before, {"settings": settings, "program": program}, ["before", "now"])
     if changes:
-        more = f"; {len(changes) - 6} more" if len(changes) > 6 else ""
-        named = "; ".join(changes[:6]) + more
-        raise UserError(f"{path} is of another run ({named}): undo that, or {advice}")
+        raise UserError(f"{path} is of another run ({shorten(changes)}): undo that, or {advice}")
+    try:
+        for name, part in vars(training).items():
+            part.load_state_dict(checkpoint[name])
+    except Exception as error:
+        raise UserError(f"{path} cannot be read ({type(error).__name__}): {advice}") from error
     match_layout(training.G_optimizer)
     match_layout(training.D_optimizer)
     return history
 
 
-def changed_settings(before, now):
-    """The settings that differ, a text each."""
-    changes = []
-    for name, value in now.items():
-        if before[name] != value:
-            changes.append(f"{name} was {before[name]}, is now {value}")
-    return changes
-
-
-def changed_networks(before, now):
-    """The lines that PyTorch prints otherwise of networks and optimizers, {name: lines} each."""
-    changes = []
-    for name, lines in now.items():
-        for line in difflib.ndiff(before[name], lines):
-            if line.startswith(("-", "+")):  # only before, or only now
-                changes.append(f"{name} {' '.join(line.split())}")
-    return changes
+def shorten(changes):
+    """One line of them, of six at most."""
+    more = f"; {len(changes) - 6} more" if len(changes) > 6 else ""
+    return "; ".join(changes[:6]) + more
 
 
 def match_layout(optimizer):
-    """Give each average of Adam the memory layout of its parameter: a checkpoint of another device
-    has another one, and the fused Adam does not check that they agree."""
-    for parameter, state in optimizer.state.items():
+    """Put Adam's averages into memory in the same order as their weights (see new_training). Those
+    of a checkpoint of a card have the other one, and the fused Adam, which does not look, would
+    take each weight's average for that of another weight."""
+    for weight, state in optimizer.state.items():
         for name in ["exp_avg", "exp_avg_sq"]:
             if name in state:
-                state[name] = torch.empty_like(parameter).copy_(state[name])
-
-
-def save_script(folder, model, Generator):
-    """Put the script that defines the generator beside its results."""
-    script = getattr(sys.modules[Generator.__module__], "__file__", None)
-    if script is None:
-        print("the generator has no script, so this run cannot be redrawn or compared later")
-    else:
-        save_or_warn(folder / f"{model.lower()}.py", Path(script).read_bytes())
+                state[name] = torch.empty_like(weight).copy_(state[name])  # in weight's order
 
 
 def load_history(folder):
-    """The rows of history.csv, a dictionary of numbers each."""
-    with open(folder / "history.csv", newline="", encoding="utf-8") as file:
+    """The rows of history.csv, a dictionary of numbers each. An empty cell is nan."""
+    with open(folder / "history.csv", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     return [{name: float(value or "nan") for name, value in row.items()} for row in rows]
 
 
 def load_run(folder):
-    """What a run shows in its folder: what `describe` says, the rows of its history, and its
-    averaged generator, which is made by running the script there.
+    """What a run shows in its folder: settings.json, the rows of its history, and its averaged
+    generator, which is made by running the script there.
 
     Raises UserError if something is missing or damaged.
     """
@@ -830,16 +957,21 @@ def load_run(folder):
         raise UserError(f"there is no run in {folder}: it has no settings.json")
     try:
         description = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
-        settings = description["settings"]
-        history = load_history(folder)
-        if not history or not all(name in settings for name in SETTINGS):
-            raise ValueError("a part is missing")
-        weights = torch.load(folder / "generator.pt", weights_only=True)
-        script = folder / f"{settings['model'].lower()}.py"
+        latent_dim = description["settings"]["latent_dim"]
+        script = folder / description["script"]
         script.stat()  # fails if it is not there
+        history = load_history(folder)
+        if not history:
+            raise ValueError("history.csv has no epoch")
+        weights = torch.load(folder / "generator.pt", weights_only=True)
     except Exception as error:  # a damaged file fails in many ways
-        raise UserError(f"{folder} is not a run that can be read ({error})") from error
-    G = runpy.run_path(str(script))["Generator"](settings["latent_dim"])
+        reason = f"{type(error).__name__}: {error}"
+        reason += "), or it is of an older version of this repository"
+        raise UserError(f"{folder} is not a run that can be read ({reason}") from error
+    try:
+        G = run_script(script)["Generator"](latent_dim)
+    except (ImportError, SyntaxError, KeyError) as error:
+        raise UserError(f"{script} cannot be run ({type(error).__name__}: {error})") from error
     try:
         G.load_state_dict(weights)
     except RuntimeError as error:
@@ -847,11 +979,35 @@ def load_run(folder):
     return description, history, G.to(memory_format=torch.channels_last).eval()
 
 
+def run_script(script):
+    """What a script defines, {name: object}. It finds the modules that lie beside it, in place of
+    those of the same names here, such as this one. It does not train, since its __name__ is not
+    "__main__"."""
+    folder = script.parent.resolve()
+    names = {path.stem for path in folder.iterdir() if path.suffix == ".py" or path.is_dir()}
+    ours = dict(sys.modules)  # what is imported already would not be looked for
+    forget_modules(names)
+    sys.path.insert(0, str(folder))
+    importlib.invalidate_caches()  # what was written there a moment ago is found, too
+    try:
+        return runpy.run_path(str(script))
+    finally:
+        sys.path.remove(str(folder))
+        forget_modules(names)
+        sys.modules.update(ours)
+
+
+def forget_modules(names):
+    for name in list(sys.modules):
+        if name.split(".")[0] in names:  # it is one of these, or part of one
+            del sys.modules[name]
+
+
 # ------------------------------------------------------------------------------------ command line
 
 
 def number(kind, lowest, highest=math.inf):
-    """A type for argparse: an int or a float in a range."""
+    """A type for argparse: an int or a float in a range. argparse gives the text to `convert`."""
 
     def convert(text):
         with contextlib.suppress(ValueError):
@@ -874,13 +1030,12 @@ def parse_arguments(model, argv):
         allow_abbrev=False,
     )
     add = parser.add_argument
+    precisions = ["auto", "float32", "bfloat16"]
     add("--data", type=Path, default="data", help="folder of the images")
     add("--outputs", type=Path, default="outputs", help="folder of all results")
     add("--redraw", action="store_true", help="train nothing, draw the figures of the run again")
-    add("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto", help="where to compute")
-    add(
-        "--precision", choices=["auto", "float32", "bfloat16"], default="auto", help="to compute in"
-    )
+    add("--device", default="auto", help="where to compute: auto, cpu, cuda, cuda:1, mps")
+    add("--precision", choices=precisions, default="auto", help="numbers to compute with")
     add("--epochs", type=number(int, 1), default=200, help="train up to this epoch")
     add("--batch-size", type=number(int, 2), default=128, help="images per step")
     add("--learning-rate", type=number(float, 1e-9, 1), default=1e-3, help="of both networks")
@@ -911,121 +1066,165 @@ def choose_device(name):
         name = "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         torch.ones(1, device=name).item()
-    except (RuntimeError, AssertionError) as error:  # not there, busy, or too old for this PyTorch
+    except (RuntimeError, AssertionError) as error:  # PyTorch raises either: not there, busy, old
         reason = str(error).splitlines()[0]
         raise UserError(f"--device {name} cannot be used ({reason}): try --device cpu") from error
     return torch.device(name)
 
 
+def choose_precision(name, device):
+    """What "auto" means: bfloat16 on CPUs that multiply it faster, else float32."""
+    if name != "auto":
+        return name
+    return "bfloat16" if device.type == "cpu" and FAST_BFLOAT16 else "float32"
+
+
 def choose_dims(dims, latent_dim):
     """The latent dimensions to move: those given, or five spread over z."""
     if dims is None:
+        # A set, since in a z of less than five dimensions some would come twice.
         return sorted({round(i * (latent_dim - 1) / 4) for i in range(5)})
     if max(dims) >= latent_dim:
         raise UserError(f"--perturb-dims {max(dims)}: z has the dimensions 0 to {latent_dim - 1}")
     return dims
 
 
-def describe(training, settings, device, dtype):
-    """What settings.json says: the settings, the networks and optimizers as PyTorch prints them,
-    and the machine, for information."""
-    networks = {}
-    for name in ["G", "D", "G_optimizer", "D_optimizer"]:
-        networks[name] = str(getattr(training, name)).splitlines()
+def warn_if_busy(device):
+    """Two programs that compute on the same cores slow each other down."""
+    # How many programs, on average, computed in the last minute; Windows does not say.
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0
+    if device.type == "cpu" and torch.get_num_threads() > 1 and load > os.cpu_count() / 2:
+        print(
+            f"in the last minute this machine was busy (load {load:.1f}): if another program "
+            "computes here, put OMP_NUM_THREADS=1 before the command, which is faster then",
+            flush=True,
+        )
+
+
+def describe(model, script, program, training, settings, device):
+    """settings.json: the model, what decides the numbers, how many weights there are and, for
+    information, the machine."""
+    parameters = {}
+    for name in ["G", "D"]:
+        network = getattr(training, name)
+        parameters[name] = sum(weight.numel() for weight in network.parameters())
     machine = {
-        "device": device.type,
-        "precision": str(dtype).removeprefix("torch."),
+        "device": str(device),
         "threads": torch.get_num_threads(),
         "system": platform.platform(),
         "python": platform.python_version(),
-        "torch": str(torch.__version__),  # its own type is not for a checkpoint
+        "torch": str(torch.__version__),
     }
-    return {"settings": settings, "networks": networks, "machine": machine}
+    return {
+        "model": model,
+        "script": script.name,
+        "program": list(program),
+        "settings": settings,
+        "parameters": parameters,
+        "machine": machine,
+    }
 
 
-def save_epoch(folder, G_ema, model, history, samples, sample_every):
-    """Save an epoch's results, for people, compare.py and --redraw: training itself goes on from
-    checkpoint.pt."""
+def save_results(folder, G_ema, history):
+    """What people, compare.py and --redraw read; training itself goes on from checkpoint.pt."""
     weights = {name: value.cpu() for name, value in G_ema.state_dict().items()}
-    save_or_warn(folder / "generator.pt", as_pt(weights))
-    save_or_warn(folder / "history.csv", as_csv(history))
-    grid = as_png(plot_samples(samples, f"{model}, epoch {len(history)}"))
-    save_or_warn(folder / "samples_latest.png", grid)
-    if len(history) % sample_every == 0:
-        save_or_warn(folder / f"samples_epoch_{len(history):03d}.png", grid)
+    save(folder / "generator.pt", as_bytes(torch.save, weights))
+    save(folder / "history.csv", as_csv(history))
 
 
-def draw_figures(G, history, settings, test_images, args):
-    """The figures of a whole run, {file name: PNG}; test_images: uint8 (N, 28, 28)."""
-    title = f"{settings['model']}, epoch {len(history)}"
-    z = latent_vectors(settings["latent_dim"])
-    samples = generate(G, z)
-    dims = choose_dims(args.perturb_dims, settings["latent_dim"])
+def save_samples(folder, samples, model, epoch, args):
+    """The samples of an epoch, and of some epochs a second time, to be kept."""
+    figure = plot_images(samples, f"{model}, epoch {epoch}: generated samples")
+    grid = as_bytes(figure.savefig)
+    save(folder / "samples_latest.png", grid)
+    if epoch % args.sample_every == 0 or epoch == args.epochs:
+        save(folder / f"samples_epoch_{epoch:03d}.png", grid)
+
+
+def save_figures(folder, description, history, G, args, needed=False):
+    """Draw the figures of a whole run. description: what settings.json says."""
+    model = description["model"]
+    title = f"{model}, epoch {len(history)}"
+    latent_dim = description["settings"]["latent_dim"]
+    z = latent_vectors(latent_dim)
+    _, test_set = load_fashion_mnist(args.data)
+    real_and_generated = torch.cat([test_set.data[:16], generate(G, z)[:16]])
+    dims = choose_dims(args.perturb_dims, latent_dim)
     offsets = args.perturb_offsets
     images, response = perturb(G, z[:8], dims, offsets)
     figures = {
-        "losses.png": plot_losses(history, settings["model"]),
-        f"samples_epoch_{len(history):03d}.png": plot_samples(samples, title),
-        "real_vs_generated.png": plot_real_and_generated(test_images[:16], samples[:16], title),
+        "losses.png": plot_losses(history, model),
+        "real_vs_generated.png": plot_images(
+            real_and_generated,
+            f"{title}: real test images and generated ones",
+            rows=["real", "generated"],
+            blocks=2,
+        ),
         "latent_perturbation.png": plot_perturbation(images, response, dims, offsets, title),
     }
-    return {name: as_png(figure) for name, figure in figures.items()}
+    for name, figure in figures.items():
+        save(folder / name, as_bytes(figure.savefig), needed)
 
 
 def redraw(folder, args):
     """Draw the figures of a run from the files in its folder."""
     description, history, G = load_run(folder)
-    _, test_set = load_fashion_mnist(args.data)
-    figures = draw_figures(G, history, description["settings"], test_set.data, args)
-    for name, figure in figures.items():
-        save(folder / name, figure)
+    save_figures(folder, description, history, G, args, needed=True)
 
 
-def run_model(model, Generator, Discriminator, folder, args):
+def run_model(model, script, Generator, Discriminator, folder, args):
     """Train a model, or go on training it, and draw its figures."""
+    program = read_program(script)  # first, since it may be edited while it runs
     device = choose_device(args.device)
     respect_cpu_quota()
-    dtype = choose_dtype(args.precision, device)
-    settings = {"model": model, **{name: getattr(args, name) for name in SETTINGS}}
+    settings = {name: getattr(args, name) for name in SETTINGS}
+    settings["precision"] = choose_precision(args.precision, device)
     choose_dims(args.perturb_dims, args.latent_dim)  # rather now than after the training
-    train_set, test_set = load_fashion_mnist(args.data)
-    images = train_set.data[: args.limit, None].to(device)
-    if args.batch_size > len(images):
-        raise UserError(f"--batch-size {args.batch_size}: more than the {len(images)} images")
+    train_set, _ = load_fashion_mnist(args.data)
+    count = min(args.limit, len(train_set))
+    if args.batch_size > count:
+        raise UserError(f"--batch-size {args.batch_size}: more than the {count} images")
     with locked(folder):
         training = new_training(Generator, Discriminator, settings, device)
-        description = describe(training, settings, device, dtype)
-        history = load_checkpoint(folder, training, description)
-        done = len(history)
-        precision = description["machine"]["precision"]
-        print(f"{model} on {device} in {precision}: {done} epochs done", flush=True)
-        if done < args.epochs:
-            save_or_warn(folder / "settings.json", json.dumps(description, indent=2).encode())
-            save_script(folder, model, Generator)
-            epochs = range(done + 1, args.epochs + 1)
-            for row, samples in train(training, images, settings, epochs, dtype):
-                history.append(row)
+        history = load_checkpoint(folder, training, settings, program)
+        try:
+            first = len(history) + 1
+            where = f"{model} on {device} in {settings['precision']}, results in {folder}"
+            print(f"{where}: {len(history)} epochs done", flush=True)
+            warn_if_busy(device)
+            description = describe(model, script, program, training, settings, device)
+            if first <= args.epochs:
+                save(folder / "settings.json", json.dumps(description, indent=2).encode())
+                save_program(folder, program)
+            else:
+                print(f"--epochs {args.epochs}: nothing to train")
+            for row, samples in train(training, train_set, settings, first, args.epochs):
+                longer = [*history, row]
                 # Before the checkpoint: killed in between, the epoch is trained again.
-                save_epoch(folder, training.G_ema, model, history, samples, args.sample_every)
-                save_checkpoint(folder, training, description, history)
-        else:
-            print(f"--epochs {args.epochs}: nothing to train")
+                save_results(folder, training.G_ema, longer)
+                save_samples(folder, samples, model, len(longer), args)
+                save_checkpoint(folder, training, settings, program, longer)
+                history = longer
+        except KeyboardInterrupt:
+            print(f"\nstopped, {len(history)} epochs done: the same command goes on")
+            if history:  # from the files, since G_ema is in the middle of an epoch
+                redraw(folder, args)
+            sys.exit(130)  # the status by which shells know Ctrl-C
         # Once more, if a file could not be written before: a spreadsheet may have held it open.
-        samples = generate(training.G_ema, latent_vectors(args.latent_dim))
-        save_epoch(folder, training.G_ema, model, history, samples, args.sample_every)
-        figures = draw_figures(training.G_ema, history, settings, test_set.data, args)
-        for name, figure in figures.items():
-            save_or_warn(folder / name, figure)
+        save_results(folder, training.G_ema, history)
+        save_figures(folder, description, history, training.G_ema, args)
 
 
-@contextlib.contextmanager
+@contextlib.contextmanager  # see `locked`
 def errors_for_people(when_out_of_memory):
     """What the user can mend ends the program with one line; a mistake keeps its traceback."""
+    if hasattr(sys.stdout, "reconfigure"):  # a notebook's has not
+        sys.stdout.reconfigure(errors="replace")  # a console may lack a letter
     try:
         yield
     except KeyboardInterrupt:
-        print("\nstopped; give the same command to go on", file=sys.stderr)
-        sys.exit(130)  # as shells have it
+        print("\nstopped", file=sys.stderr)
+        sys.exit(130)
     except UserError as error:
         sys.exit(f"error: {error}")
     except (MemoryError, RuntimeError) as error:
@@ -1035,8 +1234,9 @@ def errors_for_people(when_out_of_memory):
         raise
 
 
-def main(model, Generator, Discriminator, argv=None):
-    """Run a script's command line; `model` is the name for titles and the folder."""
+def main(model, script, Generator, Discriminator, argv=None):
+    """Run a script's command line. model: the name for titles and the folder; script: its file,
+    which is kept beside the results."""
     args = parse_arguments(model, argv)
     folder = args.outputs / model.lower()
     advice = "--device cpu or, with another --outputs, a smaller --batch-size may help"
@@ -1044,5 +1244,5 @@ def main(model, Generator, Discriminator, argv=None):
         if args.redraw:
             redraw(folder, args)
         else:
-            run_model(model, Generator, Discriminator, folder, args)
+            run_model(model, Path(script), Generator, Discriminator, folder, args)
     print(f"figures in {folder.resolve()}")

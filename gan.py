@@ -61,4 +61,4 @@ class Discriminator(nn.Module):
 
 
 if __name__ == "__main__":
-    common.main("GAN", Generator, Discriminator)
+    common.main("GAN", __file__, Generator, Discriminator)

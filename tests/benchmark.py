@@ -73,6 +73,18 @@ def train_tutorial(G, D, batches, steps, device):
     return losses
 
 
+def plain_layers(layers):
+    """The same with Upsample and Conv2d in place of UpsampleConv2d."""
+    plain = []
+    for layer in layers:
+        if isinstance(layer, common.UpsampleConv2d):
+            plain.append(nn.Upsample(scale_factor=2))
+            plain.append(nn.Conv2d(layer.in_channels, layer.out_channels, 3, padding=1, bias=False))
+        else:
+            plain.append(layer)
+    return nn.Sequential(*plain)
+
+
 def now(device):
     """The time when the device has done what it was given."""
     if device.type != "cpu":
@@ -82,7 +94,7 @@ def now(device):
 
 def tutorial_seconds(module, steps, folder, device):
     """A step's seconds."""
-    G = module.Generator(LATENT_DIM).layers.to(device)  # without common.run_layers
+    G = plain_layers(module.Generator(LATENT_DIM).layers).to(device)
     D = module.Discriminator().to(device)
     batches = tutorial_batches(folder)
     train_tutorial(G, D, batches, WARM_UP, device)
@@ -95,14 +107,13 @@ def our_seconds(module, steps, folder, device):
     """A step's seconds, of an epoch of so many steps."""
     settings = {"batch_size": BATCH, "learning_rate": 1e-3, "r1_gamma": 1.0}
     settings |= {"latent_dim": LATENT_DIM, "seed": 0}
+    settings["precision"] = common.choose_precision("auto", device)
     training = common.new_training(module.Generator, module.Discriminator, settings, device)
-    dtype = common.choose_dtype("auto", device)
     train_set, _ = common.load_fashion_mnist(folder)
-    images = train_set.data[:, None].to(device)
     seconds = []
     for count in (WARM_UP, WARM_UP, WARM_UP + steps):
         start = now(device)
-        list(common.train(training, images[: BATCH * count], settings, range(1, 2), dtype))
+        list(common.train(training, train_set, {**settings, "limit": BATCH * count}, 1, 1))
         seconds.append(now(device) - start)
     return (seconds[2] - seconds[1]) / steps  # without what comes once an epoch
 

@@ -10,4 +10,5 @@ if __name__ == "__main__":
     data, script, *options = sys.argv[1:]
     accept_cut(Path(data))
     sys.argv = [script, *options, "--data", data]
+    sys.path.insert(0, str((ROOT / script).parent))  # as Python does it
     runpy.run_path(str(ROOT / script), run_name="__main__")

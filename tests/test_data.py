@@ -21,7 +21,7 @@ NAMES = [path.name for path in sorted(RAW.iterdir())]  # four, ending in .gz
 def no_source(data, monkeypatch, tmp_path):
     """Only what a test puts somewhere can be found; the fixture `data` lets the cut pass."""
     monkeypatch.setattr(common, "DEBIAN_FOLDER", Path("/nonexistent/fashion-mnist"))
-    monkeypatch.setattr(common.FashionMNIST, "mirrors", [])
+    monkeypatch.setattr(common, "ADDRESSES", [])
     monkeypatch.setenv("PATH", str(tmp_path / "no programs"))
 
 
@@ -47,6 +47,7 @@ def fails(folder):
     assert "\n" not in message
     for part in [f"move {folder / 'FashionMNIST'} away", f"into {folder}", *NAMES]:
         assert part in message
+    return message
 
 
 def put_unpacked(folder):
@@ -93,7 +94,7 @@ def test_two_scripts_that_start_together_read_whole_files(monkeypatch, tmp_path)
     def extract_watched(source, folder):
         extract_archive(source, folder)
         assert not list(tmp_path.glob("FashionMNIST/raw/*-ubyte"))  # another would read them
-        if Path(source).name == common.PACKED[-1]:
+        if Path(source).name == common.FILES[-1][0]:
             monkeypatch.setattr(common, "extract_archive", extract_archive)
             check(tmp_path)
 
@@ -110,7 +111,7 @@ case "$*" in
 esac
 """
 DPKG_DEB = f"""#!/bin/sh
-test "$1" = -x && test -e "$2" && /bin/mkdir "$3/nonexistent" &&
+test "$1" = --extract && test -e "$2" && /bin/mkdir "$3/nonexistent" &&
 /bin/cp -r '{RAW}' "$3/nonexistent/fashion-mnist"
 """
 
@@ -135,6 +136,10 @@ class Mirror(http.server.BaseHTTPRequestHandler):
         self.send_response(404 if self.path.startswith("/missing/") else 200)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
+        if self.path.startswith("/stalling/"):
+            self.wfile.write(content[:50])
+            time.sleep(5)
+            return
         self.wfile.write(content)
 
     def log_message(self, *_):
@@ -145,7 +150,7 @@ class Mirror(http.server.BaseHTTPRequestHandler):
 def server(monkeypatch):
     """The address of good and bad mirrors."""
     sums = [(name, hashlib.md5((RAW / name).read_bytes()).hexdigest()) for name in NAMES]
-    monkeypatch.setattr(common.FashionMNIST, "resources", sums)  # what torchvision expects
+    monkeypatch.setattr(common, "FILES", sums)  # instead of those of the whole FashionMNIST
     monkeypatch.setattr(common, "TIMEOUT", 1)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Mirror) as server:
         threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
@@ -153,16 +158,18 @@ def server(monkeypatch):
         server.shutdown()
 
 
-def test_after_an_address_without_the_files_comes_the_second(server, monkeypatch, tmp_path):
-    mirrors = [f"{server}/missing/", f"{server}/good/"]
-    monkeypatch.setattr(common.FashionMNIST, "mirrors", mirrors)
+@pytest.mark.parametrize("how", ["missing", "silent", "stalling"])
+def test_after_an_address_that_fails_comes_the_second(how, server, monkeypatch, tmp_path):
+    monkeypatch.setattr(common, "ADDRESSES", [f"{server}/{how}/", f"{server}/good/"])
     check(tmp_path / "data")
 
 
-def test_an_address_that_says_nothing_is_not_waited_for(server, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(common.FashionMNIST, "mirrors", [f"{server}/silent/"])
-    fails(tmp_path / "data")
-    assert "timed out" in capsys.readouterr().out
+def test_the_line_at_the_end_says_what_failed_first(server, monkeypatch, tmp_path):
+    """And not that there is no apt-get, which is tried last."""
+    monkeypatch.setattr(common, "ADDRESSES", [f"{server}/silent/", f"{server}/missing/"])
+    message = fails(tmp_path / "data")
+    assert "timed out" in message
+    assert "apt-get" not in message
 
 
 def with_other_pixels(content):

@@ -23,7 +23,7 @@ def style():
 
 def pixels(figure):
     """The figure's PNG as an RGB array, after a look at its size."""
-    with Image.open(io.BytesIO(common.as_png(figure))) as image:
+    with Image.open(io.BytesIO(common.as_bytes(figure.savefig))) as image:
         array = np.asarray(image.convert("RGB")).astype(int)
     height, width, _ = array.shape
     assert width == pytest.approx(12 / 2.54 * 200, abs=1)
@@ -86,20 +86,25 @@ def assert_no_blank_band(figure):
     assert np.diff(marks).max() < 0.5 / 2.54 * 200
 
 
-def test_samples():
-    figure = common.plot_samples(constant(*range(0, 256, 4)), "DCGAN, epoch 50")
+def test_a_grid_of_images():
+    title = "DCGAN, epoch 50: generated samples"
+    figure = common.plot_images(constant(*range(0, 256, 4)), title)
     assert_cells(figure, np.arange(0, 256, 4).reshape(8, 8))
-    assert assert_text_is_readable(figure) == ["DCGAN, epoch 50: generated samples"]
+    assert assert_text_is_readable(figure) == [title]
     assert_no_blank_band(figure)
 
 
-def test_real_and_generated_images():
+def test_a_grid_of_blocks_with_a_label_each():
     greys = np.arange(0, 160, 5)
-    images = constant(*greys)
-    figure = common.plot_real_and_generated(images[:16], images[16:], "GAN, epoch 9")
+    figure = common.plot_images(constant(*greys), "GAN", rows=["real", "generated"], blocks=2)
     assert_cells(figure, greys.reshape(4, 8))
     assert {"real", "generated"} < set(assert_text_is_readable(figure))
     assert_no_blank_band(figure)
+    labels = {label.get_text(): label for label in figure.axes[0].get_yticklabels()}
+    for text, middle in [("real", 0.75), ("generated", 0.25)]:  # of their two rows of four
+        box = labels[text].get_window_extent()
+        height = figure.axes[0].transAxes.inverted().transform((0, (box.y0 + box.y1) / 2))[1]
+        assert height == pytest.approx(middle, abs=0.03)
 
 
 def test_perturbation_moves_one_dimension_and_measures_the_response():
@@ -125,10 +130,14 @@ def test_perturbation_grid_with_a_rule_between_the_dimensions():
     figure = common.plot_perturbation(images, response, [7, 99], [-2.0, 0.0, 2.5], "GAN, epoch 9")
     assert_cells(figure, greys)
     texts = assert_text_is_readable(figure)
-    minus = "\N{MINUS SIGN}"
     for dim in (7, 99):
-        assert {f"z[{dim}] {minus}2", f"z[{dim}]", f"z[{dim}] +2.5"} < set(texts)
-    assert {f"{i}.0%" for i in range(6)} < set(texts)
+        assert {f"z[{dim}] -2", f"z[{dim}]", f"z[{dim}] +2.5"} < set(texts)
+    assert {text for text in texts if "%" in text and "Right" not in text} == {
+        "0.0%",
+        "2.0%",
+        "3.0%",
+        "5.0%",  # and nothing beside the rows that are not moved
+    }
     assert {str(i) for i in range(1, 9)} < set(texts)
     assert any("GAN, epoch 9" in text for text in texts)
     image = pixels(figure)

@@ -1,4 +1,4 @@
-"""What goes into the networks and comes out, and common.run_layers against torch's own layers."""
+"""What goes into the networks and comes out, and UpsampleConv2d against torch's own layers."""
 
 import pytest
 import torch
@@ -25,55 +25,50 @@ def test_shapes_and_ranges(module):
     assert logits.abs().max() > 1  # which no probability is
 
 
-def pair(upsample=None, conv=None):
-    """The two layers that are computed together; either may be another one."""
-    upsample = upsample or nn.Upsample(scale_factor=2)
-    conv = conv or nn.Conv2d(4, 6, 3, padding=1, bias=False)
-    return nn.Sequential(upsample, conv)
-
-
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-3)])
-def test_values_and_all_gradients_are_torchs(dtype, tolerance):
-    for layers, shape in [(pair(), (3, 4, 7, 5)), (dcgan.Generator(10).layers, (8, 10))]:
-        layers.to(dtype)
-        x = torch.randn(shape, dtype=dtype, requires_grad=True)
-        inputs = [x, *layers.parameters()]
-        ours = common.run_layers(layers, x)
-        torchs = layers(x)
-        found = [ours, *torch.autograd.grad(ours.square().mean(), inputs)]
-        expected = [torchs, *torch.autograd.grad(torchs.square().mean(), inputs)]
-        for mine, own in zip(found, expected, strict=True):
-            largest = own.abs().max().item()
-            torch.testing.assert_close(mine, own, rtol=tolerance, atol=tolerance * largest)
+def test_upsample_and_conv_are_torchs_in_values_and_gradients(dtype, tolerance):
+    ours = common.UpsampleConv2d(4, 6).to(dtype)
+    torchs = nn.Sequential(
+        nn.Upsample(scale_factor=2), nn.Conv2d(4, 6, 3, padding=1, bias=False, dtype=dtype)
+    )
+    torchs[1].weight.data = ours.weight.data
+    x = torch.randn(3, 4, 7, 5, dtype=dtype, requires_grad=True)
+    found = ours(x)
+    expected = torchs(x)
+    assert found.shape == (3, 6, 14, 10)
+    random = torch.randn(found.shape, dtype=dtype)
+    found = [found, *torch.autograd.grad((found * random).sum(), [x, ours.weight])]
+    expected = [expected, *torch.autograd.grad((expected * random).sum(), [x, torchs[1].weight])]
+    for mine, own in zip(found, expected, strict=True):
+        largest = own.abs().max().item()
+        torch.testing.assert_close(mine, own, rtol=tolerance, atol=tolerance * largest)
 
 
-def add_one(layer, x, y):
-    return y + 1
+def test_the_reports_layers_are_said_and_can_be_written_in_plain_torch():
+    """README: nn.Upsample, nn.Conv2d in its place is the same."""
+    G = dcgan.Generator(10)
+    plain = []
+    for layer in G.layers:
+        if isinstance(layer, common.UpsampleConv2d):
+            assert "UpsampleConv2d(128, " in str(layer)
+            conv = nn.Conv2d(128, layer.out_channels, 3, padding=1, bias=False)
+            conv.weight = layer.weight
+            plain += [nn.Upsample(scale_factor=2), conv]
+        else:
+            plain.append(layer)
+    assert len(plain) == 12
+    z = torch.randn(8, 10)
+    torch.testing.assert_close(G(z), nn.Sequential(*plain)(z), rtol=0, atol=1e-4)
 
 
-def pair_with_forward_hook():
-    layers = pair()
-    layers[0].register_forward_hook(add_one)
-    return layers
-
-
-def pair_with_spectral_norm():
-    layers = pair()
-    torch.nn.utils.spectral_norm(layers[1])
-    return layers.eval()  # in training it changes with every pass
-
-
-CHANGED = {
-    "kernel of 5": pair(conv=nn.Conv2d(4, 6, 5, padding=1, bias=False)),
-    "bias": pair(conv=nn.Conv2d(4, 6, 3, padding=1)),
-    "bilinear": pair(upsample=nn.Upsample(scale_factor=2, mode="bilinear")),
-    "forward hook": pair_with_forward_hook(),
-    "spectral norm": pair_with_spectral_norm(),
-}
-
-
-@pytest.mark.parametrize("change", CHANGED)
-def test_a_changed_pair_is_torchs(change):
-    layers = CHANGED[change]
+def test_spectral_norm_and_hooks_of_upsample_and_conv_are_heard():
+    layer = torch.nn.utils.spectral_norm(common.UpsampleConv2d(4, 6))
+    layer.register_forward_hook(lambda module, x, y: y + 1)
     x = torch.randn(3, 4, 7, 5)
-    assert torch.equal(common.run_layers(layers, x), layers(x))
+    for _ in range(30):
+        y = layer(x)
+    assert torch.linalg.matrix_norm(layer.weight.flatten(1), 2).item() == pytest.approx(1, abs=0.05)
+    expected = nn.functional.conv2d(
+        x.repeat_interleave(2, 2).repeat_interleave(2, 3), layer.weight, padding=1
+    )
+    torch.testing.assert_close(y, expected + 1, rtol=1e-3, atol=1e-4)
