@@ -1,9 +1,10 @@
 """Measure what a report claims of two models: `python compare.py` after `gan.py` and `dcgan.py`.
 
-`python compare.py FOLDER FOLDER` compares any runs, two variants of one model too. It runs the
-script that lies in each folder: compare only folders that you trust. Images are judged in the
-features of a classifier that is part of this repository, so that a number means the same on every
-machine. Writes comparison.md and comparison_*.png.
+`python compare.py FOLDER FOLDER ...` compares any runs, two variants of one model too. Runs that
+differ in nothing but the seed are one column of the table. It runs the script that lies in each
+folder: compare only folders that you trust. Images are judged in the features of a classifier that
+is part of this repository, so that a number means the same on every machine. Writes comparison.md
+and comparison_*.png.
 """
 
 import argparse
@@ -30,14 +31,13 @@ PAIRS = 500  # of latent vectors, and the paths between them
 STEPS = 32  # of each path
 PERTURBED = 5000  # latent vectors, in one dimension by 2
 COPIES = 1000  # images whose nearest training image is looked for
-RESAMPLES = 50  # for the spread that chance gives a measure
+PARTS = 10  # into which the items are divided, for the spread of a measure
 REAL = "real images"
 AT_ONCE = 100  # images that pass through a network together
 K = 5  # nearest neighbours that make an image's neighbourhood, as in Naeem et al. (2020)
 COMPARED_SEED = 2017  # of the images
 PATHS_SEED = 2018
 PERTURBED_SEED = 2019
-RESAMPLES_SEED = 2020
 
 
 # --------------------------------------------------------------------------------- the classifier
@@ -87,29 +87,28 @@ def classify(classifier, images):
     return features, classifier.logits(features).argmax(1)
 
 
-# -------------------------------------------------------------------------- what is measured with
-# A measure is a statistic of items: one for each image, path, perturbation or epoch. The items of
-# a run are a dictionary, {measure: tensor}.
+# ---------------------------------------------------------------------------------- items of a run
+# A measure is computed from items, such as a number for each image, of one side or of two, such as
+# generated and real images: {measure: (side,)} or {measure: (side, other side)}.
 
 
-def image_items(images, classifier, real):
-    """Of uint8 images (N, 28, 28). real: features of as many test images, (N, 128), and radius of
-    their neighbourhoods, (N,)."""
+def image_items(images, classifier, real_features):
+    """Of uint8 images (N, 28, 28). real_features: of test images, (N, 128)."""
     features, classes = classify(classifier, images)
     filtered = median_filter(images)
     return {
-        "Fréchet distance": torch.stack([features, real["features"]], dim=1),
-        "precision": is_within(features, real["features"], real["radius"]),
-        "sharpness": sharpness(filtered),
-        "grain": (images[:, 1:-1, 1:-1] - filtered).abs().mean((1, 2)),
-        "recall": is_within(real["features"], features, neighbourhood(features)),
-        "imbalance": classes,
+        "Fréchet distance": (features, real_features),
+        "precision": (features, real_features),
+        "sharpness": (sharpness(filtered),),
+        "grain": ((images[:, 1:-1, 1:-1] - filtered).abs().mean((1, 2)),),
+        "recall": (real_features, features),
+        "imbalance": (classes,),
     }
 
 
 def latent_items(G, latent_dim, classifier):
-    """Of paths from one latent vector to another, but for those on which nothing changes, and of
-    perturbations of one dimension. Undefined (nan) if G draws one image only."""
+    """Of paths from one latent vector to another, leaving out those on which the image stays the
+    same, and of perturbations of one dimension. Undefined (nan) if it does on all paths."""
     z = find_paths(latent_dim, STEPS + 1)
     features, _ = classify(classifier, generate_in_parts(G, z.flatten(0, 1)))
     features = features.view(PAIRS, STEPS + 1, -1)
@@ -118,27 +117,30 @@ def latent_items(G, latent_dim, classifier):
     steps = features.diff(dim=1).norm(dim=2)
     straight = (features[:, -1] - features[:, 0]).norm(dim=1)
     return {
-        "detour": steps.sum(1) / straight,
-        "jumps": steps.amax(1) / steps.mean(1),
-        "outliers": perturbation_lengths(G, latent_dim, classifier),
+        "detour": (steps.sum(1) / straight,),
+        "jumps": (steps.amax(1) / steps.mean(1),),
+        "outliers": (perturbation_lengths(G, latent_dim, classifier),),
     }
 
 
-def history_items(history):
-    """Of the last quarter of the epochs, if these are two or more. A runaway is one number."""
-    items = {
-        "change of the samples": common.column(history, "sample_change"),
-        "deviation of G's loss": common.column(history, "G_loss_std"),
-        "deviation of D's loss": common.column(history, "D_loss_std"),
-    }
+def history_numbers(history):
+    """{measure: number} of the epochs: means of the last quarter, if these are two or more, the
+    largest loss over the usual one, if there are 20, and the seconds of all."""
+    numbers = {}
     quarter = math.ceil(len(history) / 4)
-    for name, values in items.items():
-        items[name] = values[-quarter:] if quarter > 1 else np.array([math.nan])
+    for measure, name in [
+        ("change of the samples", "sample_change"),
+        ("deviation of G's loss", "G_loss_std"),
+        ("deviation of D's loss", "D_loss_std"),
+    ]:
+        last = common.column(history, name)[-quarter:]
+        numbers[measure] = float(last.mean()) if quarter > 1 else math.nan
     D_loss = common.column(history, "D_loss_mean")
     G_loss = common.column(history, "G_loss_mean")
     runaway = max(D_loss.max() / np.median(D_loss), G_loss.max() / np.median(G_loss))
-    items["runaway"] = np.array([runaway])
-    return {name: torch.tensor(values) for name, values in items.items()}
+    numbers["runaway"] = float(runaway) if len(history) >= 20 else math.nan
+    numbers["seconds"] = float(common.column(history, "seconds").sum())
+    return numbers
 
 
 def find_paths(latent_dim, stops):
@@ -180,11 +182,13 @@ def neighbourhood(features):
     return torch.cat(parts)
 
 
-def is_within(points, centres, radius):
-    """For each of `points` (N, F) whether it lies within the radius (M,) of at least one of
-    `centres` (M, F); (N,)."""
+def share_near(points, centres):
+    """The share of `points` (N, F) that lie within the neighbourhood of at least one of `centres`
+    (M, F). Of generated images among real ones it is the precision, the other way round the recall
+    of Kynkäänniemi et al. (2019)."""
+    radius = neighbourhood(centres)
     parts = [(torch.cdist(part, centres) <= radius).any(1) for part in points.split(500)]
-    return torch.cat(parts)
+    return torch.cat(parts).double().mean()
 
 
 def median_filter(images):
@@ -224,10 +228,11 @@ def median(items):
     return items.median()
 
 
-def frechet_distance(items):
-    """Of normal distributions fitted to both features of the items (N, 2, F) (Heusel et al. 2017):
+def frechet_distance(a, b):
+    """Of normal distributions fitted to two sets of features (N, F) (Heusel et al. 2017):
     |mean_a - mean_b|^2 + trace(A + B - 2 (A B)^(1/2)) with the covariances A and B."""
-    a, b = items.double().unbind(1)
+    a = a.double()
+    b = b.double()
     A = a.T.cov()
     B = b.T.cov()
     values, vectors = torch.linalg.eigh(A)
@@ -253,11 +258,12 @@ def tail(lengths):
 
 
 class Measure(NamedTuple):
-    claim: str  # of a report
+    claim: str  # of a report; "" is said, but not judged
     name: str
-    statistic: Callable  # items to a number
+    statistic: Callable | None  # of one side or two; None: the history or settings.json says it
     better: str  # "lower", "higher" or "like real"
     meaning: str
+    needs: str = ""  # if this is not so, it is undefined
 
 
 MEASURES = [
@@ -265,80 +271,139 @@ MEASURES = [
         "quality", "Fréchet distance", frechet_distance, "lower", "features of all images, as FID"
     ),
     Measure(
-        "quality", "precision", mean, "like real", "share of images near a real one; blur raises it"
+        "quality",
+        "precision",
+        share_near,
+        "like real",
+        "share of images near a real one; blur raises it",
     ),
     Measure("sharper", "sharpness", mean, "like real", "edges: variance of the Laplacian"),
     Measure("sharper", "grain", mean, "like real", "fine detail: difference from the 3x3 median"),
-    Measure("more varied", "recall", mean, "higher", "share of real images near a generated one"),
+    Measure(
+        "more varied",
+        "recall",
+        share_near,
+        "higher",
+        "share of real images near a generated one",
+    ),
     Measure("more varied", "imbalance", imbalance, "lower", "of the ten garments, in %; 0: none"),
-    Measure("smoother", "detour", median, "lower", "interpolation: path length over straight line"),
-    Measure("smoother", "jumps", median, "lower", "interpolation: largest step over mean step"),
-    Measure("smoother", "outliers", tail, "lower", "one z_i moved: largest changes over usual one"),
+    Measure(
+        "smoother",
+        "detour",
+        median,
+        "lower",
+        "interpolation: path length over straight line",
+        "images that are not all the same",
+    ),
+    Measure(
+        "smoother",
+        "jumps",
+        median,
+        "lower",
+        "interpolation: largest step over mean step",
+        "images that are not all the same",
+    ),
+    Measure(
+        "smoother",
+        "outliers",
+        tail,
+        "lower",
+        "one z_i moved: largest changes over usual one",
+        "a usual change that is not 0",
+    ),
     Measure(
         "more stable",
         "change of the samples",
-        mean,
+        None,
         "lower",
         "of a pixel in an epoch, grey levels*",
+        "five epochs",
     ),
-    Measure("more stable", "deviation of G's loss", mean, "lower", "in an epoch*"),
-    Measure("more stable", "deviation of D's loss", mean, "lower", "in an epoch*"),
-    Measure("more stable", "runaway", mean, "lower", "largest loss of an epoch over the usual one"),
-    Measure(
-        "no copies", "nearest training image", median, "like real", "grey levels; 0 is copying"
-    ),
+    Measure("more stable", "deviation of G's loss", None, "lower", "in an epoch*", "five epochs"),
+    Measure("more stable", "deviation of D's loss", None, "lower", "in an epoch*", "five epochs"),
+    Measure("", "runaway", None, "", "largest loss of an epoch over the usual one", "20 epochs"),
+    Measure("", "nearest training image", median, "", "grey levels; 0 is copying"),
+    Measure("", "parameters of G", None, "", "numbers that are trained"),
+    Measure("", "parameters of D", None, "", "numbers that are trained"),
+    Measure("", "seconds", None, "", "of training, on the machine used, busy or not"),
 ]
 
 
+class Result(NamedTuple):
+    values: list  # one for each seed
+    spread: float  # of one seed find_spread, of several their standard deviation; nan: not known
+
+
 def measure(items):
-    """{measure: (value, spread)} of the items of a run. The spread is the standard deviation of the
-    value if the items are drawn anew from themselves (bootstrap; Efron 1979)."""
-    random = torch.Generator().manual_seed(RESAMPLES_SEED)
-    results = {}
+    """{measure: number} of the items of a run."""
+    numbers = {}
     for row in MEASURES:
         if row.name in items:
-            drawn = items[row.name]
-            values = []
-            for _ in range(RESAMPLES):
-                indices = torch.randint(len(drawn), (len(drawn),), generator=random)
-                values.append(float(row.statistic(drawn[indices])))
-            spread = float(np.std(values)) if len(drawn) > 1 else 0.0
-            results[row.name] = (float(row.statistic(drawn)), spread)
-    return results
+            numbers[row.name] = float(row.statistic(*items[row.name]))
+    return numbers
+
+
+def find_spread(statistic, sides):
+    """The standard deviation of a statistic if all its items, such as images, were drawn anew.
+
+    Both sides are divided into parts, and each part is measured by itself: so often is it drawn
+    anew, but with fewer items. With as many items as all parts together it deviates less, like a
+    mean, by the root of their number.
+    """
+    if min(len(side) for side in sides) < PARTS:
+        return math.nan
+    parts = zip(*[side.tensor_split(PARTS) for side in sides], strict=True)
+    values = [float(statistic(*part)) for part in parts]
+    return float(np.std(values, ddof=1) / math.sqrt(PARTS))
 
 
 def find_better(row, results):
-    """The label of the run that is better than all others by more than chance, or None.
+    """The label of the runs that are better than all others by more than chance, or None.
 
-    results: {label: what `measure` returns}, those of real images among them.
+    The difference must be more than two of its standard deviations and, of several seeds, each must
+    be better than each of the others' seeds. results: {label: {measure: Result}}, real images among
+    them.
     """
     scores = {}  # the lower, the better
-    spreads = {}
-    for label, values in results.items():
-        value, spread = values.get(row.name, (math.nan, 0))
-        if label == REAL or math.isnan(value):
+    for label, columns in results.items():
+        if label == REAL or row.claim == "" or not np.isfinite(columns[row.name].values).all():
             continue
-        spreads[label] = spread
-        scores[label] = value
+        scores[label] = np.array(columns[row.name].values)
         if row.better == "higher":
-            scores[label] = -value
+            scores[label] = -scores[label]
         if row.better == "like real":
-            scores[label] = abs(value - results[REAL][row.name][0])
+            scores[label] = abs(scores[label] - results[REAL][row.name].values[0])
     if len(scores) < 2:
         return None
-    best = min(scores, key=scores.get)
+    best = min(scores, key=lambda label: scores[label].mean())
     for label in scores:
-        chance = 2 * math.hypot(spreads[best], spreads[label])
-        if label != best and not scores[label] - scores[best] > chance:
+        if label == best:
+            continue
+        found, other = results[best][row.name], results[label][row.name]
+        is_better = scores[label].min() > scores[best].max()
+        difference = scores[label].mean() - scores[best].mean()
+        is_chance = not difference > 2 * deviation_of_difference(found, other)  # also of nan
+        if not is_better or is_chance or as_text(found) == as_text(other):
             return None
     return best
+
+
+def deviation_of_difference(a, b):
+    """The standard deviation of the difference of two Results. A run alone beside several seeds is
+    taken to deviate as these do."""
+    spread_a, spread_b = a.spread, b.spread
+    if len(a.values) == 1 < len(b.values):
+        spread_a = b.spread
+    if len(b.values) == 1 < len(a.values):
+        spread_b = a.spread
+    return math.hypot(spread_a / math.sqrt(len(a.values)), spread_b / math.sqrt(len(b.values)))
 
 
 # ---------------------------------------------------------------------------------------- the text
 
 
 def make_table(results):
-    """Markdown, a row a measure, a column a run."""
+    """Markdown, a row a measure, a column for each label."""
     lines = [
         f"| claim | measure | better | {' | '.join(results)} | what it is |",
         f"|{'---|' * (len(results) + 4)}",
@@ -346,85 +411,103 @@ def make_table(results):
     for row in MEASURES:
         better = find_better(row, results)
         cells = [row.claim, row.name, row.better]
-        for label, values in results.items():
-            text = as_text(*values[row.name]) if row.name in values else ""
+        for label, columns in results.items():
+            text = as_text(columns[row.name]) if row.name in columns else ""
             cells.append(f"**{text}**" if label == better else text)
         lines.append(f"| {' | '.join(cells)} | {row.meaning}. |")
     return "\n".join(lines)
 
 
-def as_text(value, spread):
+def as_text(result):
+    """The mean of the seeds and the spread, if it is known, with one digit."""
+    value = np.mean(result.values)
     if not math.isfinite(value):
-        return "undefined"  # after a single epoch, say, or if most perturbations change nothing
+        return "undefined"
     text = f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
-    digit = np.format_float_positional(spread, precision=1, fractional=False, trim="-")
-    return f"{text} ± {digit}" if spread > 0 else text
+    if not result.spread > 0:
+        return text
+    digit = np.format_float_positional(result.spread, precision=1, fractional=False, trim="-")
+    return f"{text} ± {digit}"
+
+
+def explain_undefined(results):
+    """A line for each measure that is undefined for some run."""
+    lines = []
+    for row in MEASURES:
+        cells = [columns[row.name] for columns in results.values() if row.name in columns]
+        if "undefined" in [as_text(cell) for cell in cells]:
+            lines.append(f"- *{row.name}* is undefined where there are not {row.needs}")
+    return [*lines, ""] if lines else []
 
 
 def make_verdicts(results):
-    """A line a claim, of two runs or more: which is better in which of its measures."""
-    if len(results) < 3:  # one run and real images
+    """A line a claim, of two columns or more: which is better in which of its measures."""
+    if len(results) < 3:  # one column and real images
         return []
-    lines = ["Which model is better in how many measures of a claim (none: within chance):", ""]
-    for claim in dict.fromkeys(row.claim for row in MEASURES):
+    lines = ["Which model is better in how many measures of a claim:", ""]
+    for claim in dict.fromkeys(row.claim for row in MEASURES if row.claim != ""):
         rows = [row for row in MEASURES if row.claim == claim]
         names = {}
         for row in rows:
-            names.setdefault(find_better(row, results) or "none", []).append(row.name)
-        ranking = sorted(names, key=lambda label: (label == "none", -len(names[label])))
+            names.setdefault(find_better(row, results) or "open", []).append(row.name)
+        ranking = sorted(names, key=lambda label: (label == "open", -len(names[label])))
         parts = [f"{label} in {len(names[label])} ({', '.join(names[label])})" for label in ranking]
         lines.append(f"- **{claim}**, of {len(rows)}: {'; '.join(parts)}")
     return [*lines, ""]
 
 
-def find_differences(runs):
-    """What was not the same in the training of these runs, a line for each run but the first."""
-    lines = []
-    first = runs[0]
-    for run in runs[1:]:
-        changes = common.changed_settings(first.settings, run.settings)
-        if run.model == first.model:
-            changes += common.changed_networks(
-                first.description["networks"], run.description["networks"]
-            )
-            versions = [other.description["machine"]["torch"] for other in (first, run)]
-            if versions[0] != versions[1]:
-                changes.append(f"printed by PyTorch {versions[0]} and {versions[1]}")
-        if changes:
-            lines.append(f"from {first.label} to {run.label}: {'; '.join(changes)}")
-    return lines
-
-
 # ------------------------------------------------------------------------------------- the figures
 
-CAPTIONS = {  # for a report
-    "losses": "Losses of each model (binary cross-entropy). Lines: mean of each epoch, "
-    "discriminator solid, generator dashed; bands: one standard deviation to each side; dotted: "
-    "ln 2, the loss of D(x) = D(G(z)) = 1/2.",
-    "samples": "The first 16 images generated by each model and the first 16 test images; none is "
-    "picked.",
-    "neighbours": "The first 8 images generated by each model over the nearest training images. "
-    f"Right: root mean square difference in grey levels of 0 to 255, median of {COPIES:,} images; "
-    "near 0 would be copying, smooth images are nearer than others.",
-    "interpolation": "Images on the path from one latent vector (left) to another (right), in "
-    "equal steps; three paths for each model.",
-    "smoothness": f"Above: {PAIRS} paths from one latent vector to another, in {STEPS} equal "
-    "steps; how much larger the largest change of the classifier's features is than the mean one "
-    "(1: all steps alike). Below: the first of these paths.",
-    "garments": f"Share of each garment in {N:,} images, by the classifier; dashed: 10%.",
+CAPTIONS = {  # for a report, in English and in Chinese
+    "losses": (
+        "Losses of each model (binary cross-entropy). Lines: mean of each epoch, discriminator "
+        "solid, generator dashed; bands: one standard deviation to each side; dotted: ln 2, the "
+        "loss of D(x) = D(G(z)) = 1/2.",
+        "各模型的损失（二元交叉熵）。曲线为每轮各次迭代的均值，实线为判别器，虚线为生成器；"
+        "阴影带为 ±1 个标准差；点线为 ln 2，即 D(x) = D(G(z)) = 1/2 时的损失。",
+    ),
+    "samples": (
+        "The first 16 images generated by each model (those of figures 1c and 3c) and the first 16 "
+        "test images; none is picked.",
+        "各模型生成的前 16 幅图像（与图 1c、3c 相同）以及测试集的前 16 幅图像，均未经挑选。",
+    ),
+    "neighbours": (
+        "Eight images generated by each model over the nearest training images. Right: root mean "
+        f"square difference in grey levels of 0 to 255, median of {COPIES:,} images; near 0 would "
+        "be copying, smooth images are nearer than others.",
+        "各模型生成的 8 幅图像及其下方训练集中与之最接近的图像。右侧为两者灰度（0 至 255）的"
+        f"均方根差，取 {COPIES:,} 幅图像的中位数；若接近 0，则意味着复制；越平滑的图像距离越小。",
+    ),
+    "interpolation": (
+        "Images on the path from one latent vector (left) to another (right), in equal steps on a "
+        "great circle of the sphere on which latent vectors lie; three paths for each model.",
+        "从一个隐向量（左）到另一个隐向量（右）的插值图像，沿隐向量所在球面的大圆等步长移动；每个模型三条路径。",
+    ),
+    "smoothness": (
+        f"{PAIRS} paths on a sphere from one latent vector to another, in {STEPS} equal steps: how "
+        "much larger the largest change of the classifier's features is than the mean one (1: all "
+        "steps alike). The largest 1% of all paths are counted in the last bin.",
+        f"在球面上从一个隐向量到另一个隐向量的 {PAIRS} 条路径，每条分为 {STEPS} 个等长步："
+        "分类器特征的最大单步变化与平均单步变化之比（1 表示各步相同）。最大的 1% 计入末个区间。",
+    ),
+    "garments": (
+        f"Share of each garment in {N:,} images, by the classifier; dashed: equal shares, 10%.",
+        f"{N:,} 幅图像中各类别所占比例（由分类器判定）；虚线为各类均等时的 10%。",
+    ),
 }
 
 
-def plot_losses(runs):
-    """Both losses of each run on the same axes."""
+def plot_losses(columns):
+    """Both losses of the first run of each column on the same axes."""
+    firsts = {label: runs[0].history for label, runs in columns.items()}
     figure = Figure((common.WIDTH, common.WIDTH * 0.55))
-    longest = max(len(run.history) for run in runs)
+    longest = max(len(history) for history in firsts.values())
     figure.suptitle("Losses: mean of each epoch, and its standard deviation as a band")
-    panels = figure.subplots(1, len(runs), sharex=True, sharey=True, squeeze=False)[0]
-    limits = common.find_limits([run.history for run in runs])
-    for axes, run in zip(panels, runs, strict=True):
-        common.draw_losses(axes, run.history, limits)
-        axes.set_title(run.label)
+    panels = figure.subplots(1, len(firsts), sharex=True, sharey=True, squeeze=False)[0]
+    limits = common.find_limits(list(firsts.values()))
+    for axes, (label, history) in zip(panels, firsts.items(), strict=True):
+        common.draw_losses(axes, history, limits)
+        axes.set_title(label)
         axes.set_xlabel("Epoch")
         axes.set_xlim(0, longest + 1)
     panels[0].set_ylabel("Loss (binary cross-entropy)")
@@ -434,9 +517,9 @@ def plot_losses(runs):
 
 
 def plot_samples(images):
-    """The first images of each run and of the test set; images: {label: uint8 (N, 28, 28)}."""
+    """16 images of each column and of the test set; images: {label: uint8 (16, 28, 28)}."""
     return common.plot_images(
-        torch.cat([column[:16] for column in images.values()]),
+        torch.cat(list(images.values())),
         "Generated images and real ones, none of them picked",
         rows=list(images),
         blocks=len(images),
@@ -464,32 +547,31 @@ def plot_neighbours(images, nearest, distances):
     )
 
 
-def path_images(run, count):
-    """Eight images on each of the first paths from one latent vector to another."""
-    z = find_paths(run.settings["latent_dim"], 8)[:count]
-    return generate_in_parts(run.G, z.flatten(0, 1))
-
-
-def plot_interpolation(runs):
-    """Three paths between two latent vectors of each run, eight images each."""
+def plot_interpolation(columns):
+    """Three paths between two latent vectors for each column, eight images each."""
+    paths = []
+    for runs in columns.values():
+        z = find_paths(runs[0].settings["latent_dim"], 8)[:3]
+        paths.append(generate_in_parts(runs[0].G, z.flatten(0, 1)))
     return common.plot_images(
-        torch.cat([path_images(run, 3) for run in runs]),
+        torch.cat(paths),
         "From one latent vector (left) to another (right)",
-        rows=[run.label for run in runs],
-        blocks=len(runs),
+        rows=list(columns),
+        blocks=len(columns),
     )
 
 
-def plot_smoothness(runs, jumps):
-    """How even the steps of many paths are, over one path of each run; jumps: {label: (PAIRS,)}."""
-    figure = Figure((common.WIDTH, common.WIDTH * (0.55 + 0.13 * len(runs))))
+def plot_smoothness(jumps):
+    """How even the steps of many paths are; jumps: {label: (paths,)}."""
+    figure = Figure((common.WIDTH, common.WIDTH * 0.5))
     figure.suptitle("From one latent vector to another: how even are the steps?")
-    histogram, *panels = figure.subplots(1 + len(runs), height_ratios=[4, *[1 for _ in runs]])
-    largest = max([2.0, *[float(values.max()) for values in jumps.values() if len(values) > 1]])
+    axes = figure.subplots()
+    every = torch.cat([values[values.isfinite()] for values in jumps.values()])
+    largest = max(2.0, float(every.quantile(0.99))) if len(every) else 2.0
     styles = ["-", "--", ":", "-."]
     for i, (label, values) in enumerate(jumps.items()):
-        histogram.hist(
-            values.numpy(),
+        axes.hist(
+            values.clamp(max=largest).numpy(),
             np.linspace(1, largest, 30),
             weights=np.full(len(values), 100 / len(values)),
             histtype="step",
@@ -497,23 +579,15 @@ def plot_smoothness(runs, jumps):
             linestyle=styles[i % 4],
             label=f"{label}: median {values.median():.2f}",
         )
-    histogram.set_xlabel(
-        "Largest step of a path, in mean steps (1: all alike; further right: jumps)"
-    )
-    histogram.set_ylabel("Paths, in %")
-    histogram.legend()
-    panels[0].set_title("The first path of each")
-    for axes, run in zip(panels, runs, strict=True):
-        common.draw_grid(axes, path_images(run, 1))
-        axes.set_ylabel(run.label)
-        axes.set_xticks([])
-        axes.set_yticks([])
+    axes.set_xlabel("Largest step of a path, in mean steps (1: all alike; further right: jumps)")
+    axes.set_ylabel("Paths, in %")
+    axes.legend()
     return figure
 
 
 def plot_garments(classes):
     """The share of each garment; classes: {label: (N,)}."""
-    figure = Figure((common.WIDTH, common.WIDTH))
+    figure = Figure((common.WIDTH, common.WIDTH * (0.3 + 0.13 * len(classes))))
     figure.suptitle("Share of each garment")
     axes = figure.subplots()
     thickness = 0.84 / len(classes)
@@ -523,7 +597,7 @@ def plot_garments(classes):
         shares = garment_shares(column).numpy()
         hatch = hatches[i % 4]
         axes.barh(places, shares, thickness, label=label, hatch=hatch, edgecolor="white")
-    axes.axvline(10, color="black", linewidth=1, linestyle="--", label="10%: all alike")
+    axes.axvline(10, color="black", linewidth=1, linestyle="--", label="equal shares")
     axes.set_xlabel("Share of the images, in %")
     axes.set_yticks(range(10), common.FashionMNIST.classes)
     axes.invert_yaxis()
@@ -539,10 +613,11 @@ class Run:
     """What a run shows in its folder."""
 
     folder: Path
-    label: str
     model: str
-    settings: dict
-    description: dict
+    seed: int
+    settings: dict  # the others, and "epochs"
+    program: dict  # {file: text}
+    parameters: dict
     history: list
     G: nn.Module
 
@@ -552,84 +627,195 @@ def load_runs(folders):
     runs = []
     for folder in folders:
         description, history, G = common.load_run(folder)
-        model = description["settings"]["model"]
         settings = {**description["settings"], "epochs": len(history)}
-        del settings["model"]
-        settings["precision"] = description["machine"]["precision"]  # what "auto" became
-        runs.append(Run(folder, model, model, settings, description, history, G))
-    for model in {run.model for run in runs}:
-        variants = [run for run in runs if run.model == model]
-        if len(variants) > 1:
-            for number, run in enumerate(variants, 1):
-                run.label = f"{model} {number}"
+        seed = settings.pop("seed")
+        program = {}
+        for name in description["program"]:
+            program[name] = common.read_text(folder / name)
+        model, parameters = description["model"], description["parameters"]
+        runs.append(Run(folder, model, seed, settings, program, parameters, history, G))
     return runs
+
+
+def find_differences(first, second, labels):
+    """What decides the numbers of two runs and differs, apart from the seed, a text each. Two
+    models have scripts of their own, so only the files of both are compared."""
+    sides = []
+    for run in (first, second):
+        program = dict(run.program)
+        if first.model != second.model:
+            both = first.program.keys() & second.program.keys()
+            program = {name: run.program[name] for name in both}
+        sides.append({"settings": run.settings, "program": program})
+    return common.find_changes(*sides, labels)
+
+
+def make_columns(runs):
+    """{label: runs}; runs that differ in nothing but the seed are one column."""
+    groups = []
+    for run in runs:
+        for group in groups:
+            is_same = run.model == group[0].model and not find_differences(group[0], run, ["", ""])
+            if is_same and run.seed not in [other.seed for other in group]:
+                group.append(run)
+                break
+        else:  # it is of no group
+            groups.append([run])
+    columns = {}
+    for model in dict.fromkeys(run.model for run in runs):
+        variants = [group for group in groups if group[0].model == model]
+        for number, group in enumerate(variants, 1):
+            columns[f"{model} {number}" if len(variants) > 1 else model] = group
+    return columns
+
+
+def measure_run(run, classifier, real_features, train_set):
+    """The items of a run, {measure: sides}, its numbers, {measure: number}, and what figures show
+    of it."""
+    latent_dim = run.settings["latent_dim"]
+    z = torch.randn(N, latent_dim, generator=torch.Generator().manual_seed(COMPARED_SEED))
+    images = generate_in_parts(run.G, z)
+    indices, distances = find_nearest(images[:COPIES], train_set.data)
+    items = {
+        **image_items(images, classifier, real_features),
+        **latent_items(run.G, latent_dim, classifier),
+        "nearest training image": (distances,),
+    }
+    numbers = measure(items) | history_numbers(run.history)
+    for network, count in run.parameters.items():
+        numbers[f"parameters of {network}"] = count
+    shown = {
+        "samples": common.generate(run.G, common.latent_vectors(latent_dim))[:16],
+        "images": images[:8],
+        "nearest": train_set.data[indices[:8]],
+        "distances": distances,
+        "classes": items["imbalance"][0],
+        "jumps": items["jumps"][0],
+    }
+    return items, numbers, shown
+
+
+def find_results(items, numbers):
+    """{measure: Result} of one run alone."""
+    results = {}
+    for row in MEASURES:
+        if row.name in items:
+            spread = find_spread(row.statistic, items[row.name])
+            results[row.name] = Result([numbers[row.name]], spread)
+        elif row.name in numbers:
+            results[row.name] = Result([numbers[row.name]], math.nan)
+    return results
+
+
+def join_results(numbers):
+    """{measure: Result} of several runs; numbers: {measure: number} of each."""
+    results = {}
+    for name in numbers[0]:
+        values = [run[name] for run in numbers]
+        results[name] = Result(values, float(np.std(values, ddof=1)))
+    return results
 
 
 def compare(folders, outputs, data):
     """Measure the runs; writes comparison.md and figures."""
     runs = load_runs(folders)
-    common.make_folder(outputs)
+    columns = make_columns(runs)
     common.respect_cpu_quota()
     classifier, accuracy = load_classifier()
     train_set, test_set = common.load_fashion_mnist(data)
-    features, _ = classify(classifier, test_set.data[:N])
-    real = {"features": features, "radius": neighbourhood(features)}
+    real_features, _ = classify(classifier, test_set.data[:N])
+    with common.locked(outputs), tqdm(runs, "measuring", disable=None) as bar:
+        results = {}
+        shown = {}
+        for label, group in columns.items():
+            measured = []
+            for run in group:
+                measured.append(measure_run(run, classifier, real_features, train_set))
+                bar.update()
+            items, numbers, shown[label] = measured[0]
+            if len(group) == 1:
+                results[label] = find_results(items, numbers)
+            else:
+                results[label] = join_results([numbers for _, numbers, _ in measured])
+        items = image_items(train_set.data[:N], classifier, real_features)
+        _, to_training = find_nearest(test_set.data[:COPIES], train_set.data)
+        items["nearest training image"] = (to_training,)
+        results[REAL] = find_results(items, measure(items))
 
-    images = {}
-    nearest = {}
-    items = {}
-    for run in tqdm(runs, "measuring"):
-        latent_dim = run.settings["latent_dim"]
-        z = torch.randn(N, latent_dim, generator=torch.Generator().manual_seed(COMPARED_SEED))
-        images[run.label] = generate_in_parts(run.G, z)
-        indices, to_training = find_nearest(images[run.label][:COPIES], train_set.data)
-        nearest[run.label] = train_set.data[indices]
-        items[run.label] = {
-            **image_items(images[run.label], classifier, real),
-            **latent_items(run.G, latent_dim, classifier),
-            **history_items(run.history),
-            "nearest training image": to_training,
+        bar.close()
+        report = make_report(columns, results, accuracy)
+        common.save(outputs / "comparison.md", report.encode(), needed=True)
+        print(report)
+
+        def of_each(name):
+            return {label: parts[name] for label, parts in shown.items()}
+
+        figures = {
+            "losses": plot_losses(columns),
+            "samples": plot_samples({**of_each("samples"), "real": test_set.data[:16]}),
+            "neighbours": plot_neighbours(
+                of_each("images"),
+                of_each("nearest"),
+                {**of_each("distances"), REAL: to_training},
+            ),
+            "interpolation": plot_interpolation(columns),
+            "smoothness": plot_smoothness(of_each("jumps")),
+            "garments": plot_garments({**of_each("classes"), REAL: items["imbalance"][0]}),
         }
-    items[REAL] = image_items(train_set.data[:N], classifier, real)
-    _, to_training = find_nearest(test_set.data[:COPIES], train_set.data)
-    items[REAL]["nearest training image"] = to_training
-
-    report = make_report(runs, {label: measure(items[label]) for label in items}, accuracy)
-    print(report)
-    common.save(outputs / "comparison.md", report.encode())
-    distances = {label: items[label]["nearest training image"] for label in items}
-    jumps = {run.label: items[run.label]["jumps"] for run in runs}
-    figures = {
-        "losses": plot_losses(runs),
-        "samples": plot_samples({**images, "real": test_set.data}),
-        "neighbours": plot_neighbours(images, nearest, distances),
-        "interpolation": plot_interpolation(runs),
-        "smoothness": plot_smoothness(runs, jumps),
-        "garments": plot_garments({label: items[label]["imbalance"] for label in items}),
-    }
-    for name, figure in figures.items():
-        common.save_or_warn(outputs / f"comparison_{name}.png", common.as_png(figure))
+        for name, figure in figures.items():
+            png = common.as_bytes(figure.savefig)
+            common.save(outputs / f"comparison_{name}.png", png)
 
 
-def make_report(runs, results, accuracy):
+ONE_SEED = (
+    "±: standard deviation if images, paths and perturbations were drawn anew from the same "
+    "training. **Another seed may give another answer**: how much trainings differ is not in it, "
+    "and no verdict is given for measures of the history (more stable), whose epochs are not "
+    "independent. Bold: better, by more than two standard deviations of the difference."
+)
+SEVERAL_SEEDS = (
+    "±: standard deviation over the seeds. Bold: better with every seed than the other with any, "
+    "and on average by more than two standard deviations of the difference; with fewer than three "
+    "seeds of each that may still be chance. A run alone beside them has the standard deviation if "
+    "its images were drawn anew. Figures show the first run of each."
+)
+
+
+def make_report(columns, results, accuracy):
     """comparison.md."""
+    labels = list(columns)
+    runs = []
+    for label, group in columns.items():
+        folders = ", ".join(str(run.folder) for run in group)
+        runs.append(f"- {label}: {folders}, after epoch {len(group[0].history)}")
+    for label in labels[1:]:
+        first, other = columns[labels[0]][0], columns[label][0]
+        changes = find_differences(first, other, [f"in {labels[0]}", f"in {label}"])
+        seeds = [sorted(run.seed for run in columns[each]) for each in (labels[0], label)]
+        if seeds[0] != seeds[1]:
+            changes.insert(0, f"seeds {seeds[0]} in {labels[0]}, {seeds[1]} in {label}")
+        if changes:
+            runs.append(f"- **Not the same conditions**: {common.shorten(changes)}")
+    has_several = any(len(group) > 1 for group in columns.values())
+    captions = []
+    for name, (english, chinese) in CAPTIONS.items():
+        captions += [f"- comparison_{name}.png: {english}", f"  {chinese}"]
     lines = [
         f"{N:,} images of each, compared with the test images by a classifier of accuracy "
-        f"{accuracy:.4f}. Real images: training images, which it was trained on (no copies: test "
-        "images).",
+        f"{accuracy:.4f}. Real images: training images, which it was trained on (nearest training "
+        "image: test images).",
         "",
-        *[f"- {run.label}: {run.folder}, after epoch {len(run.history)}" for run in runs],
-        *[f"- **Not the same conditions**, {line}" for line in find_differences(runs)],
+        *runs,
         "",
         make_table(results),
         "",
-        "Bold: better. ±: standard deviation if images, paths, perturbations or epochs are drawn "
-        "anew (of the Fréchet distance at most). Differences below twice that of both count as "
-        "none; of runaway, any difference counts. What another seed gives is not in it.",
+        SEVERAL_SEEDS if has_several else ONE_SEED,
         "",
+        *explain_undefined(results),
         "Fréchet distance, precision, recall, paths and perturbations are taken in the 128 "
-        "features of the classifier; sharpness after a 3x3 median filter, which removes single "
-        "specks. Usual: the median. A copy moved by a pixel is not found.",
+        "features of the classifier, so the distance is not to be compared with a FID, which is "
+        "taken in those of the Inception network. Sharpness is taken after a 3x3 median filter, "
+        "which removes single specks. Usual: the median. A copy moved by a pixel is not found.",
         "",
         "\\* Last quarter of the run. Samples change less in a longer run; losses deviate least "
         "where D cannot decide.",
@@ -637,7 +823,7 @@ def make_report(runs, results, accuracy):
         *make_verdicts(results),
         "Figures and captions:",
         "",
-        *[f"- comparison_{name}.png: {caption}" for name, caption in CAPTIONS.items()],
+        *captions,
         "",
     ]
     return "\n".join(lines)

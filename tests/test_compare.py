@@ -1,5 +1,6 @@
 """Each measure of compare.py against a case whose answer is known without it."""
 
+import io
 import json
 import math
 import re
@@ -28,9 +29,9 @@ def test_frechet_distance_of_two_normal_distributions():
     a = torch.cat([half_a, -half_a]).repeat(1000, 1)
     b = torch.cat([half_b, -half_b]).repeat(1000, 1) + torch.tensor([3.0, 0.0])
     expected = 9 + (4 + 1) + (5 + 5) - 2 * math.sqrt(4 * 5 + 1 * 5 + 2 * math.sqrt(4 * 9))
-    distance = compare.frechet_distance(torch.stack([a, b], dim=1))
+    distance = compare.frechet_distance(a, b)
     assert distance == pytest.approx(expected, rel=1e-3)
-    assert compare.frechet_distance(torch.stack([a, a], dim=1)) == pytest.approx(0, abs=1e-9)
+    assert compare.frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
 
 
 def test_neighbourhoods():
@@ -41,8 +42,9 @@ def test_neighbourhoods():
     assert radius[[50, 350]].tolist() == pytest.approx([3, 300])  # the 5th nearest of 50: 47 or 53
     others = torch.tensor([-1, 50.5, -50, 100_050, 99_950, 60_000], dtype=torch.float64)
     within = [True, True, False, True, True, False]  # 50 is near for the second 300 only
-    assert compare.is_within(others[:, None], points, radius).tolist() == within
-    assert compare.is_within(points, near, radius[:300]).double().mean() == 0.5  # recall of a half
+    found = [compare.share_near(other.view(1, 1), points) for other in others]
+    assert found == within
+    assert compare.share_near(points, near) == 0.5  # the recall of a half
 
 
 def test_imbalance():
@@ -58,10 +60,9 @@ def judge(data):
     classifier, _ = compare.load_classifier()
     train_set, _ = common.load_fashion_mnist(data)
     features, _ = compare.classify(classifier, train_set.data)
-    real = {"features": features, "radius": compare.neighbourhood(features)}
 
     def image_items(images):
-        return compare.image_items(images, classifier, real)
+        return compare.image_items(images, classifier, features)
 
     return image_items
 
@@ -69,17 +70,17 @@ def judge(data):
 def test_half_of_the_classes_copies_and_mixtures_are_found_out(data, judge):
     train_set, test_set = common.load_fashion_mnist(data)
     half = train_set.data[train_set.targets < 5]
-    half = judge(torch.cat([half, half, half])[:320])
-    assert half["recall"].float().mean() < 0.7
-    assert compare.imbalance(half["imbalance"]) > 40
-    copied = judge(train_set.data[:10].repeat(32, 1, 1))
-    assert copied["recall"].float().mean() < 0.2
+    half = compare.measure(judge(torch.cat([half, half, half])[:320]))
+    assert half["recall"] < 0.7
+    assert half["imbalance"] > 40
+    copied = compare.measure(judge(train_set.data[:10].repeat(32, 1, 1)))
+    assert copied["recall"] < 0.2
     # The left half of one garment beside the right half of another is as sharp and as varied.
     images = train_set.data[train_set.targets.argsort()]
     mixed = torch.cat([images[:, :, :14], images[:, :, 14:].roll(160, 0)], dim=2)
-    distance = compare.frechet_distance(judge(mixed)["Fréchet distance"])
-    others = judge(test_set.data.repeat(4, 1, 1))["Fréchet distance"]
-    assert distance > 2 * compare.frechet_distance(others)
+    distance = compare.measure(judge(mixed))["Fréchet distance"]
+    others = compare.measure(judge(test_set.data.repeat(4, 1, 1)))["Fréchet distance"]
+    assert distance > 2 * others
 
 
 def test_the_committed_classifier_knows_garments(data):
@@ -97,8 +98,8 @@ def test_an_edge_is_sharpness_and_specks_are_grain(judge):
     items = judge(images.repeat(160, 1, 1))
     # The median filter leaves the edge. Of its 26 columns the Laplacian has 24; it is 100 left of
     # the edge, -100 right of it.
-    assert items["sharpness"][:2].tolist() == pytest.approx([2 * 100**2 / 24, 0])
-    assert items["grain"][:2].tolist() == pytest.approx([0, 2 * 200 / 26**2])
+    assert items["sharpness"][0][:2].tolist() == pytest.approx([2 * 100**2 / 24, 0])
+    assert items["grain"][0][:2].tolist() == pytest.approx([0, 2 * 200 / 26**2])
 
 
 def test_neither_noise_nor_blur_passes_for_sharper(data, judge):
@@ -106,10 +107,7 @@ def test_neither_noise_nor_blur_passes_for_sharper(data, judge):
     images = common.load_fashion_mnist(data)[0].data
     noisy = (images + 10 * torch.randn(images.shape)).round().clamp(0, 255).byte()
     blurred = gaussian_blur(images.float()[:, None], 9, 0.5)[:, 0].round().byte()
-    real, noisy, blurred = (
-        {name: values.double().mean() for name, values in judge(shown).items() if values.dim() == 1}
-        for shown in (images, noisy, blurred)
-    )
+    real, noisy, blurred = (compare.measure(judge(shown)) for shown in (images, noisy, blurred))
     assert max(noisy["sharpness"], blurred["sharpness"]) < real["sharpness"]
     assert blurred["grain"] < real["grain"] < noisy["grain"]
 
@@ -128,10 +126,10 @@ def test_a_linear_generator_is_smooth_in_every_way():
     items = compare.latent_items(linear_generator(0.1 * torch.eye(784, 3)), 3, Pixels())
     # Each dimension moved by 2 changes one pixel by 0.2 of its range of 2, but for rounding.
     expected = torch.full((compare.PERTURBED,), 0.2)
-    torch.testing.assert_close(items["outliers"], expected, atol=0.01, rtol=0)
-    assert compare.tail(items["outliers"]) == pytest.approx(1, abs=0.05)
+    torch.testing.assert_close(items["outliers"], (expected,), atol=0.01, rtol=0)
+    assert compare.tail(*items["outliers"]) == pytest.approx(1, abs=0.05)
     # An arc of 90 degrees is 1.11 times its chord; others are not much longer.
-    assert 1 <= compare.median(items["detour"]) < 1.4
+    assert 1 <= compare.median(*items["detour"]) < 1.4
 
 
 def test_a_generator_that_jumps():
@@ -139,7 +137,7 @@ def test_a_generator_that_jumps():
     the mean one. On about half of the paths nothing changes, and they say nothing."""
     weight = torch.zeros(784, 3)
     weight[:, 0] = 1e9
-    jumps = compare.latent_items(linear_generator(weight, nn.Tanh()), 3, Pixels())["jumps"]
+    (jumps,) = compare.latent_items(linear_generator(weight, nn.Tanh()), 3, Pixels())["jumps"]
     assert 0.4 * compare.PAIRS < len(jumps) < 0.6 * compare.PAIRS
     assert compare.median(jumps) == pytest.approx(32, rel=1e-4)
 
@@ -165,14 +163,18 @@ def test_stability_is_that_of_the_last_quarter_and_a_runaway_that_of_all():
         row["sample_change"] = 10.0 * factor
         row["G_loss_std"] = 4.0 * factor
         row["D_loss_std"] = 2.0 * factor
-    items = compare.history_items(history)
-    assert items["change of the samples"].mean() == 10
-    assert items["deviation of G's loss"].mean() == 4
-    assert items["deviation of D's loss"].mean() == 2
-    assert items["runaway"].tolist() == pytest.approx([3])
-    for epochs, is_defined in ((4, False), (5, True)):  # the last quarter has two epochs or more
-        changes = compare.history_items(history[-epochs:])["change of the samples"]
-        assert changes.isfinite().all() == is_defined
+    numbers = compare.history_numbers(history)
+    assert numbers["change of the samples"] == 10
+    assert numbers["deviation of G's loss"] == 4
+    assert numbers["deviation of D's loss"] == 2
+    assert numbers["runaway"] == pytest.approx(3)
+    assert numbers["seconds"] == pytest.approx(800)
+    # The last quarter has two epochs or more; of fewer than 20 the usual loss is not known.
+    for epochs, is_defined in ((4, False), (5, True)):
+        found = compare.history_numbers(history[-epochs:])
+        assert math.isfinite(found["change of the samples"]) == is_defined
+    for epochs, is_defined in ((19, False), (20, True)):
+        assert math.isfinite(compare.history_numbers(history[-epochs:])["runaway"]) == is_defined
 
 
 def test_nearest_is_the_root_mean_square_difference():
@@ -188,56 +190,94 @@ def test_nearest_is_the_root_mean_square_difference():
         assert distances[i].item() == pytest.approx(by_hand.min(), abs=0.05)
 
 
-def test_the_spread_is_that_of_a_mean():
-    """Of N numbers of deviation 1 the mean deviates by 1 / sqrt(N)."""
+def normal(count, *, moved=0.0):
+    return torch.randn(count, 4) + moved
+
+
+SPREADS = {  # statistic, and how its sides are drawn
+    "mean": (compare.mean, lambda: (torch.randn(2000),)),
+    "median": (compare.median, lambda: (torch.randn(2000),)),
+    "recall": (compare.share_near, lambda: (normal(2000), normal(2000, moved=1.0))),
+    "Fréchet distance": (compare.frechet_distance, lambda: (normal(2000), normal(2000, moved=1.0))),
+}
+
+
+@pytest.mark.parametrize("name", SPREADS)
+def test_the_spread_is_that_of_drawing_all_sides_anew(name):
+    """Which is done here, 30 times. Of a mean it is known: 1 / sqrt(2000)."""
     torch.manual_seed(0)
-    value, spread = compare.measure({"grain": torch.randn(10_000)})["grain"]
-    assert value == pytest.approx(0, abs=0.04)
-    assert spread == pytest.approx(0.01, rel=0.35)  # 50 resamples: within 10%, mostly
+    statistic, draw = SPREADS[name]
+    drawn = [draw() for _ in range(30)]
+    expected = np.std([float(statistic(*sides)) for sides in drawn], ddof=1)
+    if name == "mean":
+        assert expected == pytest.approx(1 / math.sqrt(2000), rel=0.3)
+    found = [compare.find_spread(statistic, sides) for sides in drawn]
+    assert np.median(found) == pytest.approx(expected, rel=0.4)
+    assert max(found) < 3 * expected
 
 
-UNDEFINED = (math.nan, 0)
+def results_of(name, values):
+    """{label: {measure: Result}} of (values of seeds, spread), and of real images."""
+    results = {label: {name: compare.Result(*value)} for label, value in values.items()}
+    results[compare.REAL] = {"grain": compare.Result([9.4], 0.1)}
+    return results
+
+
+NAN = math.nan
 
 
 @pytest.mark.parametrize(
     ("name", "values", "better"),
     [
-        ("Fréchet distance", [(26, 0.5), (5, 0.5)], "B"),  # lower
-        ("recall", [(0.9, 0.01), (0.5, 0.01)], "A"),  # higher
-        ("grain", [(12, 0.1), (9, 0.1)], "B"),  # like real ones, which have 9.4
-        ("grain", [(9, 0.1), (7, 0.1)], "A"),
-        ("jumps", [(3.0, 0.1), (2.8, 0.1)], None),  # within chance: 0.2 < 2 x 0.14
-        ("jumps", [(3.0, 0.1), (2.6, 0.1)], "B"),
-        ("jumps", [(3.0, 0.1), (2.6, 0.1), (2.8, 0.1)], None),  # B is better than A only
-        ("jumps", [(3.0, 0.1), (2.6, 0.1), (3.1, 0.1)], "B"),
-        ("jumps", [UNDEFINED, (2.6, 0.1), (3.1, 0.1)], "B"),
-        ("jumps", [(3.0, 0.1), UNDEFINED], None),
-        ("jumps", [(3.0, 0.1)], None),
+        # One seed each: by more than two standard deviations of the difference.
+        ("Fréchet distance", [([26], 0.5), ([5], 0.5)], "B"),  # lower
+        ("recall", [([0.9], 0.01), ([0.5], 0.01)], "A"),  # higher
+        ("grain", [([12], 0.1), ([9], 0.1)], "B"),  # like real ones, which have 9.4
+        ("grain", [([9], 0.1), ([7], 0.1)], "A"),
+        ("jumps", [([3.0], 0.1), ([2.8], 0.1)], None),  # within chance: 0.2 < 2 x 0.14
+        ("jumps", [([3.0], 0.1), ([2.6], 0.1)], "B"),
+        ("jumps", [([3.0], 0.1), ([2.6], 0.1), ([2.8], 0.1)], None),  # B is better than A only
+        ("jumps", [([3.0], 0.1), ([2.6], 0.1), ([3.1], 0.1)], "B"),
+        ("jumps", [([NAN], NAN), ([2.6], 0.1), ([3.1], 0.1)], "B"),
+        ("jumps", [([3.0], 0.1), ([NAN], NAN)], None),
+        ("jumps", [([3.0], 0.1)], None),
+        ("change of the samples", [([1.4], NAN), ([0.6], NAN)], None),  # of one seed not known
+        # Several seeds: in all pairs.
+        ("change of the samples", [([1.4, 1.5], 0.1), ([0.6, 0.8], 0.1)], "B"),
+        ("change of the samples", [([1.4, 1.5], 0.1), ([0.6, 1.3], 0.7)], None),  # too uneven
+        ("change of the samples", [([1.4, 1.5], 0.1), ([0.6, 1.45], 0.4)], None),
+        ("change of the samples", [([1.4, 1.5], 0.1), ([0.6], NAN)], "B"),
+        ("change of the samples", [([1.4, 1.5], 0.1), ([1.3], NAN)], None),
+        ("grain", [([9.0, 9.7], 0.1), ([8.6, 10.4], 0.1)], "A"),  # on both sides of real ones
+        # Not judged, or not to be told apart.
+        ("runaway", [([9.0, 9.1], 0.1), ([1.0, 1.1], 0.1)], None),
+        ("jumps", [([2.6001], 1e-6), ([2.6], 1e-6)], None),  # both are written 2.6 ± 0.000001
     ],
 )
 def test_who_is_better(name, values, better):
-    results = {label: {name: value} for label, value in zip("ABC", values, strict=False)}
-    results[compare.REAL] = {"grain": (9.4, 0.1)}
+    results = results_of(name, dict(zip("ABC", values, strict=False)))
     (row,) = [row for row in compare.MEASURES if row.name == name]
     assert compare.find_better(row, results) == better
 
 
 def test_a_line_for_each_claim():
-    GAN = {row.name: (2, 0.1) for row in compare.MEASURES}
+    GAN = {row.name: compare.Result([2.0], 0.1) for row in compare.MEASURES}
     DCGAN = dict(GAN)
-    real = {row.name: (0, 0.1) for row in compare.MEASURES}
-    DCGAN["sharpness"] = DCGAN["grain"] = DCGAN["jumps"] = DCGAN["outliers"] = (1, 0.1)
-    GAN["detour"] = (1, 0.1)
+    real = {row.name: compare.Result([0.0], 0.1) for row in compare.MEASURES}
+    for name in ["sharpness", "grain", "jumps", "outliers", "runaway"]:
+        DCGAN[name] = compare.Result([1.0], 0.1)
+    GAN["detour"] = compare.Result([1.0], 0.1)
     lines = compare.make_verdicts({"GAN": GAN, "DCGAN": DCGAN, compare.REAL: real})
     assert "- **sharper**, of 2: DCGAN in 2 (sharpness, grain)" in lines
     assert "- **smoother**, of 3: DCGAN in 2 (jumps, outliers); GAN in 1 (detour)" in lines
-    assert "- **more varied**, of 2: none in 2 (recall, imbalance)" in lines
+    assert "- **more varied**, of 2: open in 2 (recall, imbalance)" in lines
+    assert not [line for line in lines if "runaway" in line or "nearest" in line]
 
 
 @pytest.fixture
 def small(monkeypatch):
     """Few images: the numbers do not matter."""
-    for name, value in {"N": 60, "PAIRS": 8, "PERTURBED": 20, "COPIES": 8, "RESAMPLES": 3}.items():
+    for name, value in {"N": 60, "PAIRS": 10, "PERTURBED": 20, "COPIES": 10}.items():
         monkeypatch.setattr(compare, name, value)
 
 
@@ -257,49 +297,59 @@ def test_two_models_side_by_side(trained, data, small, monkeypatch, capsys):
     train(dcgan, trained, data, "--epochs", 1)
     capsys.readouterr()
     figures = []
-    as_png = common.as_png
+    as_bytes = common.as_bytes
 
-    def watched(figure):
-        figures.append(figure)
-        return as_png(figure)
+    def watched(savefig):
+        figures.append(savefig.__self__)
+        return as_bytes(savefig)
 
-    monkeypatch.setattr(common, "as_png", watched)
+    monkeypatch.setattr(common, "as_bytes", watched)
     table = run_compare(data, trained, trained / "gan", trained / "dcgan")
     assert table in capsys.readouterr().out
     assert f"GAN: {trained / 'gan'}, after epoch 2" in table
     assert f"DCGAN: {trained / 'dcgan'}, after epoch 1" in table
-    assert "from GAN to DCGAN: epochs was 2, is now 1" in table
+    assert "**Not the same conditions**: epochs 2 in GAN, 1 in DCGAN" in table
+    assert "gan.py" not in table.split("conditions**")[1].splitlines()[0]  # each has its own
+    assert "- *runaway* is undefined where there are not 20 epochs" in table
+    assert "Another seed may give another answer" in table
     assert "- **quality**, of 2: " in table
     heading, *rows = rows_of(table)
     assert heading[:6] == ["claim", "measure", "better", "GAN", "DCGAN", "real images"]
-    assert len(rows) == 14
+    assert len(rows) == 17
     for claim, name, _, GAN, DCGAN, real, _ in rows:
-        if claim == "more stable" and name != "runaway":
+        if claim == "more stable" or name == "runaway":
             assert GAN == DCGAN == "undefined"  # a quarter of so few epochs
         else:
             assert float(GAN.split()[0].replace(",", "")) >= 0, name
-        assert (real == "") == (claim in ("smoother", "more stable"))
+        has_real = claim in ("quality", "sharper", "more varied") or name.startswith("nearest")
+        assert (real != "") == has_real, name
+    cells = {row[1]: row[3:5] for row in rows}
+    assert cells["parameters of G"] == ["1,510,032", "855,617"]
     for name in compare.CAPTIONS:
         assert (trained / f"comparison_{name}.png").exists()
-        assert f"- comparison_{name}.png: " in table  # its caption
+        caption = table.split(f"- comparison_{name}.png: ")[1].splitlines()[:2]
+        assert caption[0].isascii()
+        assert re.search("[\u4e00-\u9fff]", caption[1])  # the same in Chinese
     assert len(figures) == len(compare.CAPTIONS) == 6
     for figure in figures:
         texts = " ".join(text.get_text() for text in figure.findobj(Text))
         assert re.search(r"\bGAN\b.*\bDCGAN\b", texts), texts
+        assert figure.get_figheight() <= 17 / 2.54
         for axes in figure.axes:
             assert axes.images or len([*axes.lines, *axes.patches]) > 1, texts
             assert all(image.get_array().std() > 10 for image in axes.images), texts
 
 
 def test_losses_of_runs_of_unequal_length_show_all_epochs_of_both():
-    runs = [
-        SimpleNamespace(label="short", history=history_of([0.6] * 3, [0.8] * 3)),
-        SimpleNamespace(label="long", history=history_of([0.1] * 9, [2.5] * 9)),
-    ]
-    for shown in (runs, runs[::-1]):
-        figure = compare.plot_losses(shown)
-        for axes, run in zip(figure.axes, shown, strict=True):
-            assert axes.get_title() == run.label
+    runs = {
+        "short": SimpleNamespace(history=history_of([0.6] * 3, [0.8] * 3)),
+        "long": SimpleNamespace(history=history_of([0.1] * 9, [2.5] * 9)),
+    }
+    for labels in (["short", "long"], ["long", "short"]):
+        figure = compare.plot_losses({label: [runs[label]] for label in labels})
+        for axes, label in zip(figure.axes, labels, strict=True):
+            run = runs[label]
+            assert axes.get_title() == label
             for line, name in zip(axes.lines, ["D_loss_mean", "G_loss_mean"], strict=False):
                 expected = [(row["epoch"], row[name]) for row in run.history]
                 assert [tuple(point) for point in line.get_xydata()] == expected
@@ -314,22 +364,77 @@ def test_a_variant_of_a_layer_is_compared(trained, data, small):
     other = trained / "other" / "gan"
     shutil.copytree(trained / "gan", other)
     script = (other / "gan.py").read_text()
-    (other / "gan.py").write_text(script.replace("LeakyReLU(0.2)", "LeakyReLU(0.9)"))
+    number = script.splitlines().index("            nn.LeakyReLU(0.2),") + 1  # the first of them
+    script = script.replace("LeakyReLU(0.2)", "LeakyReLU(0.9)", 1)
+    (other / "gan.py").write_text(script)
     description = json.loads((other / "settings.json").read_text())
-    for network in ("G", "D"):
-        lines = description["networks"][network]
-        description["networks"][network] = [line.replace("=0.2", "=0.9") for line in lines]
     description["settings"]["seed"] = 4
-    description["machine"]["torch"] = "1.13.1"
     (other / "settings.json").write_text(json.dumps(description))
     table = run_compare(data, trained, trained / "gan", other)
     heading, distance, *_ = rows_of(table)
     assert heading[3:5] == ["GAN 1", "GAN 2"]
     assert distance[3] != distance[4]  # the same weights, another slope
     (line,) = [line for line in table.splitlines() if "Not the same conditions" in line]
-    assert "from GAN 1 to GAN 2: seed was 0, is now 4" in line
-    assert "G + (1): LeakyReLU(negative_slope=0.9)" in line
-    assert "and 1.13.1" in line  # which may print the same layer otherwise
+    assert "seeds [0] in GAN 1, [4] in GAN 2" in line
+    assert f"gan.py line {number} in GAN 2: nn.LeakyReLU(0.9)" in line
+
+
+def copy_run(folder, other, seed, dark):
+    """As if trained with another seed: a darker generator, and another sample change."""
+    shutil.copytree(folder, other)
+    description = json.loads((other / "settings.json").read_text())
+    description["settings"]["seed"] = seed
+    (other / "settings.json").write_text(json.dumps(description))
+    weights = torch.load(other / "generator.pt", weights_only=True)
+    weights["layers.11.bias"] -= dark
+    torch.save(weights, other / "generator.pt")
+    return other
+
+
+def test_seeds_are_one_column_with_mean_and_standard_deviation(trained, data, small):
+    seeds = [trained / "gan"]
+    seeds.append(copy_run(trained / "gan", trained / "s1" / "gan", seed=1, dark=0.2))
+    apart = [{row[1]: row[3] for row in rows_of(run_compare(data, trained, run))} for run in seeds]
+    table = run_compare(data, trained, *seeds)
+    heading, *rows = rows_of(table)
+    assert heading[3:5] == ["GAN", "real images"]
+    assert "standard deviation over the seeds" in table
+    for folder in seeds:
+        assert str(folder) in table
+    cells = {row[1]: row[3] for row in rows}
+    for name in ["Fréchet distance", "grain"]:
+        values = [float(cell[name].split(" ")[0].replace(",", "")) for cell in apart]
+        mean, _, deviation = cells[name].split(" ")
+        assert float(mean.replace(",", "")) == pytest.approx(np.mean(values), rel=0.01)
+        assert float(deviation) == pytest.approx(np.std(values, ddof=1), rel=0.35)  # one digit
+    # The same seed twice is not two seeds, and neither are two other settings.
+    description = json.loads((seeds[1] / "settings.json").read_text())
+    description["settings"]["learning_rate"] = 0.5
+    (seeds[1] / "settings.json").write_text(json.dumps(description))
+    assert compare.make_columns(compare.load_runs(seeds)).keys() == {"GAN 1", "GAN 2"}
+    again = run_compare(data, trained, seeds[0], seeds[0])
+    assert rows_of(again)[0][3:5] == ["GAN 1", "GAN 2"]
+    distance = [line for line in again.splitlines() if "Fréchet distance | lower" in line]
+    assert "**" not in distance[0]
+
+
+def test_a_console_that_lacks_a_letter_and_what_is_saved_before_it_is_printed(
+    trained, data, small, monkeypatch
+):
+    console = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr("sys.stdout", console)
+    run_compare(data, trained, trained / "gan")
+    console.flush()
+    assert b"Fr?chet distance" in console.buffer.getvalue()
+
+    class Closed(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError
+
+    monkeypatch.setattr("sys.stdout", Closed())
+    with pytest.raises(BrokenPipeError):
+        run_compare(data, trained / "new", trained / "gan")
+    assert "Fréchet" in (trained / "new" / "comparison.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -365,13 +470,21 @@ def test_a_generator_that_draws_one_image_only_is_measured(trained, data, small)
     assert cells["recall"] == "0"
     assert cells["imbalance"] == "90"
     assert cells["jumps"] == "undefined"
+    table = (trained / "comparison.md").read_text(encoding="utf-8")
+    assert "*jumps* is undefined where there are not images that are not all the same" in table
 
 
 def test_one_run_alone_of_one_latent_dimension(data, tmp_path, small):
     folder = train(gan, tmp_path, data, "--epochs", 2, "--latent-dim", 1)
     table = run_compare(data, tmp_path, folder)
     assert "nan" not in table
-    assert table.count("undefined") == 3  # of the last quarter of two epochs
+    undefined = {row[1] for row in rows_of(table) if row[3] == "undefined"}
+    assert undefined == {
+        "change of the samples",
+        "deviation of G's loss",
+        "deviation of D's loss",
+        "runaway",
+    }
     assert "- **" not in table  # no verdict: there is nothing to be better than
     assert not re.search(r"\| \*\*", table)
 
@@ -388,10 +501,10 @@ def test_the_readme_the_committed_comparison_and_the_committed_runs_agree():
 
     section = README.split("## The result")[1].split("\n## ")[0]
     rows = rows_of(section)[1:]
-    assert len(rows) == 8
+    assert len(rows) == 10
     for name, *cells in rows:
         assert cells[-3:] == measured[name], name
     verdicts = [line for line in table.splitlines() if line.startswith("- **")]
-    assert len(verdicts) == 6
+    assert len(verdicts) == 5
     for line in verdicts:
         assert line in section
