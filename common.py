@@ -190,7 +190,8 @@ def fetch_debian_package(new):
     options = [
         f"-oDir::State={new}",  # where `update` writes the lists of packages
         f"-oDir::Cache={new}",  # and what it makes of them
-        "-oDir::State::status=/var/lib/dpkg/status",  # what is installed, which is only read
+        # The list of what is installed, which it wants to read, stays where it is nevertheless.
+        "-oDir::State::status=/var/lib/dpkg/status",
         f"-oAcquire::http::Timeout={TIMEOUT}",
     ]
     for command in [["update"], ["download", DEBIAN_PACKAGE]]:
@@ -241,7 +242,7 @@ class UpsampleConv2d(nn.Conv2d):
         # PyTorch has its channels the other way, too.
         turned = self.weight.flip(2, 3).transpose(0, 1)
         with_zeros = F.conv_transpose2d(x, turned, stride=2)  # one zero between two pixels
-        return SumOfNeighbours.apply(with_zeros)
+        return SumOfNeighbours.apply(with_zeros)  # so PyTorch wants it: forward is not called
 
 
 class SumOfNeighbours(torch.autograd.Function):
@@ -253,6 +254,7 @@ class SumOfNeighbours(torch.autograd.Function):
     the same without this class, but on some processors it takes three times as long.
     """
 
+    # PyTorch hands over a context, for what backward must know of forward: nothing here.
     @staticmethod
     def forward(context, x):
         # The mean of 2x2 neighbours, but divided by 1 instead of 4: their sum.
@@ -362,9 +364,9 @@ def r1_penalty(D, x):
     """
     x = x.detach().requires_grad_()
     logits = D(x)  # a second pass: in the first, x did not require a gradient
-    # train_step lets D compute in bfloat16. That ends here: where it goes on, PyTorch computes the
-    # gradient of a gradient in float16 on CUDA, a fault of it (pytorch issue 105682), and float16
-    # has no numbers as small as gradients are.
+    # D's pass above may be in bfloat16, by train_step's autocast. For the gradient, autocast is
+    # switched off: on CUDA it would use float16 here, whatever was asked for, which is a fault
+    # of PyTorch (issue 105682), and float16 has no numbers as small as gradients are.
     with torch.autocast(x.device.type, enabled=False):
         # The gradient with respect to the images. An image's logit depends on no other image, so
         # that of the sum holds that of each. create_graph: it will be differentiated once more.
@@ -857,7 +859,10 @@ def split_words(file, text):
     if file == "common.py":
         text = text.split("-- figures")[0]
     lines = {}
-    begins = True  # whether a statement begins; a string that does is a docstring
+    # Whether a statement begins. A string that does is a docstring, and so is the NEWLINE after it,
+    # since no word has come in between.
+    begins = True
+    # generate_tokens asks again and again for the next line: that is what readline gives.
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         kind = tokenize.tok_name[token.type]
         is_docstring = begins and kind in ("STRING", "NEWLINE")
