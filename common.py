@@ -1146,13 +1146,12 @@ def save_samples(folder, samples, model, epoch, args):
         save(folder / f"samples_epoch_{epoch:03d}.png", grid)
 
 
-def save_figures(folder, description, history, G, args, needed=False):
+def save_figures(folder, description, history, G, test_set, args, needed=False):
     """Draw the figures of a whole run. description: what settings.json says."""
     model = description["model"]
     title = f"{model}, epoch {len(history)}"
     latent_dim = description["settings"]["latent_dim"]
     z = latent_vectors(latent_dim)
-    _, test_set = load_fashion_mnist(args.data)
     real_and_generated = torch.cat([test_set.data[:16], generate(G, z)[:16]])
     dims = choose_dims(args.perturb_dims, latent_dim)
     offsets = args.perturb_offsets
@@ -1174,7 +1173,8 @@ def save_figures(folder, description, history, G, args, needed=False):
 def redraw(folder, args):
     """Draw the figures of a run from the files in its folder."""
     description, history, G = load_run(folder)
-    save_figures(folder, description, history, G, args, needed=True)
+    _, test_set = load_fashion_mnist(args.data)
+    save_figures(folder, description, history, G, test_set, args, needed=True)
 
 
 def run_model(model, script, Generator, Discriminator, folder, args):
@@ -1185,7 +1185,7 @@ def run_model(model, script, Generator, Discriminator, folder, args):
     settings = {name: getattr(args, name) for name in SETTINGS}
     settings["precision"] = choose_precision(args.precision, device)
     choose_dims(args.perturb_dims, args.latent_dim)  # rather now than after the training
-    train_set, _ = load_fashion_mnist(args.data)
+    train_set, test_set = load_fashion_mnist(args.data)
     count = min(args.limit, len(train_set))
     if args.batch_size > count:
         raise UserError(f"--batch-size {args.batch_size}: more than the {count} images")
@@ -1217,7 +1217,7 @@ def run_model(model, script, Generator, Discriminator, folder, args):
             sys.exit(130)  # the status by which shells know Ctrl-C
         # Once more, if a file could not be written before: a spreadsheet may have held it open.
         save_results(folder, training.G_ema, history)
-        save_figures(folder, description, history, training.G_ema, args)
+        save_figures(folder, description, history, training.G_ema, test_set, args)
 
 
 @contextlib.contextmanager  # see `locked`
