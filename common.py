@@ -6,17 +6,9 @@ moving average of G, which swings from step to step; every image that is shown i
 """
 # ruff: noqa: E402 (The checker of form expects all imports at the top. Some lines must come first.)
 
-import contextlib
-import importlib.util
 import os
-import signal
+import sys
 from pathlib import Path
-
-# The imports below take seconds. Until they are done, Ctrl-C (the signal SIGINT) has its default
-# effect (DFL): it ends the program, without a traceback. A thread may not change this: ValueError.
-on_ctrl_c = signal.getsignal(signal.SIGINT)
-with contextlib.suppress(ValueError):
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 # Some processors have an instruction, avx512_bf16, for bfloat16, numbers of 16 bits: half as much
 # to move and to multiply, with three digits. Linux lists a processor's instructions in this file.
@@ -29,15 +21,17 @@ FAST_BFLOAT16 = cpuinfo.exists() and "avx512_bf16" in cpuinfo.read_text()
 if not FAST_BFLOAT16:
     os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
-# A notebook tells the programs that it starts to draw with a module of its own, such as
-# module://matplotlib_inline.backend_inline. Without that package matplotlib can't be imported.
-backend = os.environ.get("MPLBACKEND", "").removeprefix("module://")
-if "." in backend and importlib.util.find_spec(backend.split(".")[0]) is None:
-    del os.environ["MPLBACKEND"]
+# How matplotlib draws: into files, in a notebook as it wants. (The programs that a notebook starts
+# inherit its own way, for which they may lack a package.)
+if "ipykernel" not in sys.modules:
+    os.environ["MPLBACKEND"] = "agg"
 
 import argparse
+import ast
+import contextlib
 import copy
 import csv
+import difflib
 import functools
 import hashlib
 import importlib
@@ -48,7 +42,6 @@ import platform
 import runpy
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 import tokenize
@@ -67,9 +60,6 @@ from torchvision.datasets.utils import download_and_extract_archive, extract_arc
 from torchvision.utils import make_grid
 from tqdm import tqdm
 
-with contextlib.suppress(ValueError):
-    signal.signal(signal.SIGINT, on_ctrl_c)
-
 # ----------------------------------------------------------------------------- constants and seeds
 
 # What decides the numbers of a run, apart from its program.
@@ -80,6 +70,7 @@ R1_EVERY = 4  # steps from one R1 penalty to the next
 # Latent vectors that are the same in every run and for both models.
 LATENT_SEED = 2014  # of all figures
 BATCH_NORM_SEED = 2015  # to measure BatchNorm with
+BATCH_NORM_BATCHES = 20  # of 128 latent vectors
 
 
 def seed_epoch(seed, epoch):
@@ -150,14 +141,17 @@ def fetch_files(folder, raw):
     raw.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         new = Path(temporary)
-        for place in [folder, raw, DEBIAN_FOLDER]:
-            if all((place / name).exists() for name, _ in FILES):
-                unpack(place, new)
-                break
-        else:  # in none of these places
+        places = [place for place in [folder, raw, DEBIAN_FOLDER] if has_files(place)]
+        if places:
+            unpack(places[0], new)
+        else:
             download(new)
         for path in new.rglob("*-ubyte"):  # what is unpacked, in whatever folder below
             os.replace(path, raw / path.name)
+
+
+def has_files(place):
+    return all((place / name).exists() for name, _ in FILES)
 
 
 def unpack(place, new):
@@ -186,20 +180,18 @@ def download(new):
 
 
 def fetch_debian_package(new):
-    """Fetch the package on Debian and Ubuntu without installing it, which only root may."""
-    options = [
-        f"-oDir::State={new}",  # where `update` writes the lists of packages
-        f"-oDir::Cache={new}",  # and what it makes of them
-        # The list of what is installed, which it wants to read, stays where it is nevertheless.
-        "-oDir::State::status=/var/lib/dpkg/status",
-        f"-oAcquire::http::Timeout={TIMEOUT}",
-    ]
-    for command in [["update"], ["download", DEBIAN_PACKAGE]]:
-        # check: raise an error if it fails; capture_output: print nothing
-        subprocess.run(["apt-get", *options, *command], cwd=new, check=True, capture_output=True)
+    """Fetch the package on Debian and Ubuntu without installing it."""
+    # Only root may bring the lists of packages up to date, but others may use those that are there.
+    run_quietly(["apt-get", "update"], check=False)
+    run_quietly(["apt-get", "download", DEBIAN_PACKAGE], cwd=new)
     archive = next(new.glob("*.deb"))
-    subprocess.run(["dpkg-deb", "--extract", archive, new], check=True)
+    run_quietly(["dpkg-deb", "--extract", archive, new])
     unpack(new / DEBIAN_FOLDER.relative_to("/"), new)
+
+
+def run_quietly(command, check=True, cwd=None):
+    """Run a program, without what it prints. check: raise an error if it fails."""
+    subprocess.run(command, check=check, cwd=cwd, capture_output=True, timeout=10 * TIMEOUT)
 
 
 # ----------------------------------------------------------------------------- networks on a CPU
@@ -435,9 +427,9 @@ def complete_average(G_ema, G, latent_dim):
     variance that BatchNorm keeps would not fit the averaged weights: they are measured."""
     for buffer, new in zip(G_ema.buffers(), G.buffers(), strict=True):
         buffer.copy_(new)
-    # 20 batches of latent vectors, which update_bn passes through G_ema.
-    z = torch.randn(20, 128, latent_dim, generator=torch.Generator().manual_seed(BATCH_NORM_SEED))
-    update_bn(z, G_ema, device_of(G_ema))
+    random = torch.Generator().manual_seed(BATCH_NORM_SEED)
+    batches = torch.randn(BATCH_NORM_BATCHES, 128, latent_dim, generator=random)
+    update_bn(batches, G_ema, device_of(G_ema))  # passes them through G_ema
 
 
 def scale(images):
@@ -767,50 +759,47 @@ def as_bytes(write, *content):
 
 
 def as_csv(history):
-    """A row for each epoch. An older row may lack a column of the last one: nan."""
-    names = list(history[-1])
-    text = ",".join(names) + "\n"
+    """A row for each epoch, below the names of its columns."""
+    text = ",".join(history[0]) + "\n"
     for row in history:
-        text += ",".join(f"{row.get(name, math.nan):g}" for name in names) + "\n"
+        text += ",".join(f"{value:g}" for value in row.values()) + "\n"
     return text.encode()
 
 
-@contextlib.contextmanager  # for a `with`, whose block runs where yield stands
-def locked(folder):
-    """Make the folder and keep other runs out of it. Raises UserError if one is in it, or if
-    nothing can be written there."""
+def lock(folder):
+    """Make the folder and keep other runs out of it until the file that is returned is closed.
+    Raises UserError if one is in it, or if nothing can be written there."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / ".lock").touch()
+        file = open(folder / ".lock", "w")  # noqa: SIM115 (The caller closes it.)
     except OSError as error:
         raise UserError(error) from error
-    with open(folder / ".lock", "w") as lock:
-        try:
-            import fcntl
+    try:
+        import fcntl
 
-            # EX: only one process can have this lock, until its file is closed; NB: another one
-            # gets an error and does not wait. | means both.
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"{folder} is in use by another run: give another --outputs") from error
-        except (ImportError, OSError):
-            pass  # Windows and some network drives have no such locks
-        yield
+        # EX: one process at a time; NB: another one gets an error and does not wait.
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise UserError(f"{folder} is in use by another run: give another --outputs") from error
+    except (ImportError, OSError):
+        pass  # Windows and some network drives have no such locks
+    return file
 
 
 def read_program(script):
     """The program that runs, {file: text}: the script, this file, and the modules of one's own that
     have been imported, which lie in the script's folder or below."""
     folder = script.resolve().parent
+    pythons = str(Path(os.__file__).parent)  # where Python's own modules lie
     paths = {script.name: script, "common.py": Path(__file__)}
     for module in list(sys.modules.values()):
         file = getattr(module, "__file__", None) or ""  # modules in C have none
-        path = Path(file).resolve()
+        is_installed = "site-packages" in file or file.startswith(pythons)
         # Some parts of PyTorch have a made up file, which is not a whole path.
-        is_own = Path(file).is_absolute() and path.suffix == ".py" and path.is_relative_to(folder)
-        is_pythons = path.is_relative_to(Path(os.__file__).parent)  # if Python lies there, too
-        if is_own and not is_pythons and "site-packages" not in path.parts:
-            paths.setdefault(path.relative_to(folder).as_posix(), path)
+        if file.endswith(".py") and os.path.isabs(file) and not is_installed:
+            path = Path(file).resolve()
+            if path.is_relative_to(folder):
+                paths.setdefault(path.relative_to(folder).as_posix(), path)
     return {name: read_text(path) for name, path in paths.items()}
 
 
@@ -839,52 +828,36 @@ def find_changes(before, now, labels):
     for file in sorted(before["program"] | now["program"]):
         old_text = before["program"].get(file, "")
         text = now["program"].get(file, "")
-        old_words = split_words(file, old_text)
-        words = split_words(file, text)
-        if sum(old_words.values(), []) != sum(words.values(), []):  # all lines joined
-            lines = name_lines(old_words, words, old_text, labels[0])
-            lines += name_lines(words, old_words, text, labels[1])
-            changes += [f"{file} {line}" for line in lines or ["has its lines in another order"]]
+        if file == "common.py":  # what draws and writes stands below
+            old_text = old_text.split("-- figures")[0]
+            text = text.split("-- figures")[0]
+        if text != old_text and parse(text) != parse(old_text):
+            lines = name_lines(old_text.splitlines(), text.splitlines(), labels)
+            changes += [f"{file} {line}" for line in lines or ["is not the same"]]
     return changes
 
 
-def split_words(file, text):
-    """{line number: words} of what decides the numbers in a file of a program: without comments,
-    docstrings and layout and, in common.py, without the figures and what stands below them.
-
-    tokenize, a module of Python, splits a text into tokens: names, numbers, signs. The ends of a
-    statement (NEWLINE) and the begin and the end of a block (INDENT, DEDENT) are tokens, too: a
-    line that is moved out of a loop is another program.
-    """
-    if file == "common.py":
-        text = text.split("-- figures")[0]
-    lines = {}
-    # Whether a statement begins. A string that does is a docstring, and so is the NEWLINE after it,
-    # since no word has come in between.
-    begins = True
-    # generate_tokens asks again and again for the next line: that is what readline gives.
-    for token in tokenize.generate_tokens(io.StringIO(text).readline):
-        kind = tokenize.tok_name[token.type]
-        is_docstring = begins and kind in ("STRING", "NEWLINE")
-        if kind not in ("COMMENT", "NL") and not is_docstring:  # NL: a line break, but no end
-            begins = kind in ("NEWLINE", "INDENT", "DEDENT")
-            word = kind if begins else token.string
-            lines.setdefault(token.start[0], []).append(word)
-    return lines
+def parse(text):
+    """What Python understands of a program: all but comments, layout and docstrings."""
+    tree = ast.parse(text)
+    may_have_docstring = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    for node in ast.walk(tree):
+        if isinstance(node, may_have_docstring) and ast.get_docstring(node):
+            del node.body[0]
+    return ast.dump(tree)
 
 
-def name_lines(words, other_words, text, label):
-    """The lines of a text that the other one does not have, or not so often. words: what
-    split_words makes of the text."""
-    lines = [*text.splitlines(), "(the end)"]  # after the last line blocks may end
-    others = list(other_words.values())
-    named = []
-    for number, line in words.items():
-        if line in others:
-            others.remove(line)
-        else:
-            named.append(f"line {number} {label}: {lines[number - 1].strip()}")
-    return named
+def name_lines(old_lines, lines, labels):
+    """The lines of a program that are not the same, with their numbers, without blank ones and
+    comments."""
+    changed = []
+    matcher = difflib.SequenceMatcher(None, old_lines, lines)
+    # Each of these says that old_lines[a:b] have become lines[c:d].
+    for kind, a, b, c, d in matcher.get_opcodes():
+        if kind != "equal":
+            changed += [(i + 1, labels[0], old_lines[i].strip()) for i in range(a, b)]
+            changed += [(i + 1, labels[1], lines[i].strip()) for i in range(c, d)]
+    return [f"line {i} {label}: {line}" for i, label, line in changed if line and line[0] != "#"]
 
 
 def save_checkpoint(folder, training, settings, program, history):
@@ -909,21 +882,19 @@ def load_checkpoint(folder, training, settings, program):
         if table.is_file() and len(table.read_text().splitlines()) > 2:
             raise UserError(f"{folder} holds results, but no checkpoint.pt to go on from: {advice}")
         return []
+    now = {"settings": settings, "program": program}
     try:
         # map_location: also what was on a card; weights_only: it may not run code that is in it
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        before = {"settings": checkpoint["settings"], "program": checkpoint["program"]}
         history = checkpoint["history"]
+        changes = find_changes(checkpoint, now, ["before", "now"])
+        if not changes:
+            for name, part in vars(training).items():
+                part.load_state_dict(checkpoint[name])
     except Exception as error:  # a damaged file fails in many ways
         raise UserError(f"{path} cannot be read ({type(error).__name__}): {advice}") from error
-    changes = find_changes(before, {"settings": settings, "program": program}, ["before", "now"])
     if changes:
         raise UserError(f"{path} is of another run ({shorten(changes)}): undo that, or {advice}")
-    try:
-        for name, part in vars(training).items():
-            part.load_state_dict(checkpoint[name])
-    except Exception as error:
-        raise UserError(f"{path} cannot be read ({type(error).__name__}): {advice}") from error
     match_layout(training.G_optimizer)
     match_layout(training.D_optimizer)
     return history
@@ -939,10 +910,10 @@ def match_layout(optimizer):
     """Put Adam's averages into memory in the same order as their weights (see new_training). Those
     of a checkpoint of a card have the other one, and the fused Adam, which does not look, would
     take each weight's average for that of another weight."""
-    for weight, state in optimizer.state.items():
-        for name in ["exp_avg", "exp_avg_sq"]:
-            if name in state:
-                state[name] = torch.empty_like(weight).copy_(state[name])  # in weight's order
+    for weight, averages in optimizer.state.items():
+        for name, average in averages.items():
+            if average.shape == weight.shape:  # not the number of steps, which is there too
+                averages[name] = torch.empty_like(weight).copy_(average)  # in weight's order
 
 
 def load_history(folder):
@@ -1011,19 +982,18 @@ def forget_modules(names):
 # ------------------------------------------------------------------------------------ command line
 
 
-def number(kind, lowest, highest=math.inf):
-    """A type for argparse: an int or a float in a range. argparse gives the text to `convert`."""
-
-    def convert(text):
-        with contextlib.suppress(ValueError):
-            if lowest <= kind(text) <= highest:
-                return kind(text)
-        kind_of_number = "a whole number" if kind is int else "a number"
-        limits = f"from {lowest}" if highest == math.inf else f"from {lowest} to {highest}"
-        hint = " (put spaces between several)" if "," in text else ""
-        raise argparse.ArgumentTypeError(f"{text} is not {kind_of_number} {limits}{hint}")
-
-    return convert
+LIMITS = {  # from, to
+    "epochs": (1, math.inf),
+    "batch_size": (2, math.inf),
+    "learning_rate": (1e-9, 1),
+    "r1_gamma": (0, 1e6),
+    "latent_dim": (1, math.inf),
+    "seed": (0, 2**32),
+    "limit": (2, math.inf),
+    "sample_every": (1, math.inf),
+    "perturb_dims": (0, math.inf),
+    "perturb_offsets": (-1000, 1000),
+}
 
 
 def parse_arguments(model, argv):
@@ -1041,20 +1011,23 @@ def parse_arguments(model, argv):
     add("--redraw", action="store_true", help="train nothing, draw the figures of the run again")
     add("--device", default="auto", help="where to compute: auto, cpu, cuda, cuda:1, mps")
     add("--precision", choices=precisions, default="auto", help="numbers to compute with")
-    add("--epochs", type=number(int, 1), default=200, help="train up to this epoch")
-    add("--batch-size", type=number(int, 2), default=128, help="images per step")
-    add("--learning-rate", type=number(float, 1e-9, 1), default=1e-3, help="of both networks")
-    add("--r1-gamma", type=number(float, 0, 1e6), default=1.0, help="weight of the R1 penalty")
-    add("--latent-dim", type=number(int, 1), default=100, help="length of the latent vector z")
-    add("--seed", type=number(int, 0, 2**32), default=0, help="of all random numbers")
-    add("--limit", type=number(int, 2), default=60_000, help="train on the first so many images")
-    add("--sample-every", type=number(int, 1), default=50, help="epochs between sample grids")
-    add(
-        "--perturb-dims", type=number(int, 0), nargs="+", help="dimensions of z to move; None: five"
-    )
-    offset = number(float, -1000, 1000)
-    add("--perturb-offsets", type=offset, nargs="+", default=[-2.0, 0.0, 2.0], help="how far")
+    add("--epochs", type=int, default=200, help="train up to this epoch")
+    add("--batch-size", type=int, default=128, help="images per step")
+    add("--learning-rate", type=float, default=1e-3, help="of both networks")
+    add("--r1-gamma", type=float, default=1.0, help="weight of the R1 penalty")
+    add("--latent-dim", type=int, default=100, help="length of the latent vector z")
+    add("--seed", type=int, default=0, help="of all random numbers")
+    add("--limit", type=int, default=60_000, help="train on the first so many images")
+    add("--sample-every", type=int, default=50, help="epochs between sample grids")
+    add("--perturb-dims", type=int, nargs="+", help="dimensions of z to move; None: five")
+    add("--perturb-offsets", type=float, nargs="+", default=[-2.0, 0.0, 2.0], help="how far")
     args = parser.parse_args(argv)
+    for name, (lowest, highest) in LIMITS.items():
+        value = getattr(args, name)
+        values = value if isinstance(value, list) else [value]
+        if value is not None and not all(lowest <= each <= highest for each in values):
+            option = name.replace("_", "-")
+            parser.error(f"--{option} {value}: it must be from {lowest} to {highest}")
     unused = ["epochs", "device", "sample_every", *SETTINGS] if args.redraw else []
     for name in unused:
         if getattr(args, name) != parser.get_default(name):
@@ -1189,7 +1162,7 @@ def run_model(model, script, Generator, Discriminator, folder, args):
     count = min(args.limit, len(train_set))
     if args.batch_size > count:
         raise UserError(f"--batch-size {args.batch_size}: more than the {count} images")
-    with locked(folder):
+    with lock(folder):
         training = new_training(Generator, Discriminator, settings, device)
         history = load_checkpoint(folder, training, settings, program)
         try:
@@ -1220,13 +1193,14 @@ def run_model(model, script, Generator, Discriminator, folder, args):
         save_figures(folder, description, history, training.G_ema, test_set, args)
 
 
-@contextlib.contextmanager  # see `locked`
-def errors_for_people(when_out_of_memory):
-    """What the user can mend ends the program with one line; a mistake keeps its traceback."""
+def run_for_people(function, arguments, when_out_of_memory):
+    """Call function(*arguments) with our style of figures. What the user can mend ends the program
+    with one line; a mistake keeps its traceback. when_out_of_memory: what may help then."""
     if hasattr(sys.stdout, "reconfigure"):  # a notebook's has not
         sys.stdout.reconfigure(errors="replace")  # a console may lack a letter
     try:
-        yield
+        with matplotlib.style.context(STYLE):
+            function(*arguments)
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         sys.exit(130)
@@ -1245,9 +1219,9 @@ def main(model, script, Generator, Discriminator, argv=None):
     args = parse_arguments(model, argv)
     folder = args.outputs / model.lower()
     advice = "--device cpu or, with another --outputs, a smaller --batch-size may help"
-    with errors_for_people(advice), matplotlib.style.context(STYLE):
-        if args.redraw:
-            redraw(folder, args)
-        else:
-            run_model(model, Path(script), Generator, Discriminator, folder, args)
+    if args.redraw:
+        run_for_people(redraw, [folder, args], advice)
+    else:
+        arguments = [model, Path(script), Generator, Discriminator, folder, args]
+        run_for_people(run_model, arguments, advice)
     print(f"figures in {folder.resolve()}")

@@ -17,7 +17,6 @@ from typing import NamedTuple
 import common  # first: it sets what torch reads when it is imported
 
 # isort: split
-import matplotlib.style
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -724,7 +723,7 @@ def compare(folders, outputs, data):
     classifier, accuracy = load_classifier()
     train_set, test_set = common.load_fashion_mnist(data)
     real_features, _ = classify(classifier, test_set.data[:N])
-    with common.locked(outputs), tqdm(runs, "measuring", disable=None) as bar:
+    with common.lock(outputs), tqdm(runs, "measuring", disable=None) as bar:
         results = {}
         shown = {}
         for label, group in columns.items():
@@ -840,11 +839,8 @@ def main(argv=None):
     parser.add_argument("--outputs", type=Path, default="outputs", help="where to write")
     parser.add_argument("--data", type=Path, default="data", help="folder of the images")
     args = parser.parse_args(argv)
-    with (
-        common.errors_for_people("fewer runs at a time may help"),
-        matplotlib.style.context(common.STYLE),
-    ):
-        compare(args.folders, args.outputs, args.data)
+    arguments = [args.folders, args.outputs, args.data]
+    common.run_for_people(compare, arguments, "fewer runs at a time may help")
 
 
 if __name__ == "__main__":

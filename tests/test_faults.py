@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import importlib.util
 import os
 import random
 import re
@@ -36,36 +35,6 @@ posix = pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals 
 KILLS = int(os.environ.get("KILLS", 0))  # so many more kills, at random moments
 
 
-def hear_ctrl_c():
-    """In a process to be: tests may run in the background, where a shell turns Ctrl-C off."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-@contextlib.contextmanager
-def started(script, folder, *options):
-    """A real process of the script that trains, with its results in folder/outputs."""
-    command = [sys.executable, "-u", ROOT / "tests" / "run_on_cut.py", folder / "data"]
-    command.append(SCRIPTS / script)
-    command += [*QUICK, "--outputs", folder / "outputs", *options]
-    process = subprocess.Popen(
-        [str(word) for word in command],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
-        preexec_fn=hear_ctrl_c,
-    )
-    try:
-        line = process.stdout.readline()
-        if "epochs done" not in line:
-            process.kill()
-            pytest.fail(line + process.stderr.read())
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
-
-
 def wait_until_written(path, process):
     """Until the file is there and newer than this call."""
     start = time.time_ns()
@@ -78,84 +47,136 @@ def wait_until_written(path, process):
         time.sleep(0.001)
 
 
-# Between the figures of an epoch and its checkpoint, in the middle of writing the checkpoint, and
-# wherever so many seconds later is.
-MOMENTS = [("samples_latest.png", 0), ("checkpoint.pt.part", 0)]
-MOMENTS += [("samples_latest.png", random.Random(kill).uniform(0, 0.5)) for kill in range(KILLS)]
-
-
 @posix
-@pytest.mark.parametrize(
-    ("module", "moments", "epochs"), [(gan, MOMENTS, 10 + 6 * KILLS), (dcgan, MOMENTS[:1], 3)]
-)
-def test_a_killed_run_goes_on_bit_for_bit(module, moments, epochs, data, tmp_path):
-    name = module.__name__
-    folder = tmp_path / "outputs" / name
-    for file, seconds in moments:
-        with started(f"{name}.py", tmp_path, "--epochs", epochs) as process:
-            wait_until_written(folder / "checkpoint.pt", process)  # there is one to go on from
-            wait_until_written(folder / file, process)
-            time.sleep(seconds)
-        assert process.returncode == -signal.SIGKILL, "it ended before it could be killed"
-    killed = train(module, tmp_path / "outputs", data, "--epochs", epochs)
-    straight = train(module, tmp_path / "straight", data, "--epochs", epochs)
+def test_a_process_that_is_killed_goes_on_bit_for_bit(data, tmp_path):
+    """After an epoch has been shown and before its checkpoint, and KILLS times at random."""
+    folder = tmp_path / "outputs" / "gan"
+    command = [sys.executable, ROOT / "tests" / "run_on_cut.py", tmp_path / "data"]
+    command += [SCRIPTS / "gan.py", *QUICK, "--outputs", tmp_path / "outputs", "--epochs", 1000]
+    for kill in range(1 + KILLS):
+        process = subprocess.Popen(
+            [str(word) for word in command],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
+        )
+        wait_until_written(folder / "checkpoint.pt", process)  # there is one to go on from
+        wait_until_written(folder / "samples_latest.png", process)
+        time.sleep(random.Random(kill).uniform(0, 0.5) if kill > 0 else 0)
+        process.kill()
+        process.communicate()
+    epochs = len(read_history(folder)) + 1
+    killed = train(gan, tmp_path / "outputs", data, "--epochs", epochs)
+    straight = train(gan, tmp_path / "straight", data, "--epochs", epochs)
     assert_same_run(killed, straight)
     assert files_in(killed).keys() == files_in(straight).keys()  # no half written file is left
 
 
-@posix
-def test_ctrl_c_and_a_second_run_at_the_same_time(data, tmp_path):
-    folder = tmp_path / "outputs" / "gan"
-    with started("gan.py", tmp_path, "--epochs", 1000) as process:
-        wait_until_written(folder / "checkpoint.pt", process)
-        line = refused(gan, tmp_path / "outputs", data, "--epochs", 1)
-        assert f"{folder} is in use" in line
-        process.send_signal(signal.SIGINT)
-        printed, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
+class Killed(BaseException):
+    """No `except` of the program is for this."""
+
+
+def kill_at_write(number, monkeypatch):
+    """A program from here on ends in the middle of writing its file of this number."""
+    replace = os.replace
+    written = []
+
+    def replace_or_die(part, path):
+        written.append(path)
+        if len(written) == number:
+            os.truncate(part, os.path.getsize(part) // 2)
+            raise Killed
+        replace(part, path)
+
+    monkeypatch.setattr(os, "replace", replace_or_die)
+
+
+@pytest.mark.parametrize("module", [gan, dcgan])
+def test_a_run_killed_at_any_write_goes_on_bit_for_bit(
+    module, data, tmp_path, trained_once, trained_dcgan_once
+):
+    straight = trained_once if module is gan else trained_dcgan_once
+    train(module, tmp_path, data, "--epochs", 1)
+    for number in range(1, 10):  # to the first one after the checkpoint
+        with pytest.MonkeyPatch.context() as monkeypatch, pytest.raises(Killed):
+            kill_at_write(number, monkeypatch)
+            train(module, tmp_path, data, "--epochs", 2)
+    folder = train(module, tmp_path, data, "--epochs", 2)
+    (folder / "samples_epoch_001.png").unlink()
+    assert_same_run(folder, straight)
+    assert files_in(folder).keys() == files_in(straight).keys()
+
+
+@pytest.fixture
+def ctrl_c():
+    """Where tests run in the background, a shell may have switched it off."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def discriminator_that(acts, in_pass):
+    """A D that calls acts() in one pass of images. Three are before the first step, which has three
+    itself, because of the penalty; the other two of an epoch have two."""
+    passes = []
+
+    class Discriminator(gan.Discriminator):
+        def forward(self, x):
+            passes.append(len(x))
+            if len(passes) == in_pass:
+                acts()
+            return super().forward(x)
+
+    return Discriminator
+
+
+def press_ctrl_c():
+    signal.raise_signal(signal.SIGINT)
+
+
+def stopped(module, outputs, data, *options):
+    with pytest.raises(SystemExit) as stop:
+        train(module, outputs, data, *options)
+    assert stop.value.code == 130  # as after Ctrl-C in other programs
+
+
+def test_ctrl_c_draws_the_finished_epochs_and_the_run_goes_on(
+    ctrl_c, data, tmp_path, trained_once, monkeypatch, capsys
+):
+    with monkeypatch.context() as patched:
+        patched.setattr(gan, "Discriminator", discriminator_that(press_ctrl_c, in_pass=3 + 7 + 4))
+        stopped(gan, tmp_path, data, "--epochs", 2)
+    printed, errors = capsys.readouterr()
+    assert "\nstopped, 1 epochs done: the same command goes on\n" in printed
     assert errors == ""  # neither a traceback nor, into a file, a bar
-    done = int(
-        re.search(r"^stopped, (\d+) epochs done: the same command goes on$", printed, re.M)[1]
-    )
-    # It may have been stopped between an epoch and its checkpoint.
-    epochs = re.findall(r"^epoch \d+ of 1000: loss D ", printed, re.M)
-    assert 1 <= done <= len(read_history(folder)) <= len(epochs) <= done + 1
+    folder = tmp_path / "gan"
     drawn = files_in(folder)
-    run(gan, tmp_path / "outputs", data, "--redraw")
-    assert files_in(folder) == drawn  # the figures of the finished epochs were there
+    run(gan, tmp_path, data, "--redraw")
+    assert files_in(folder) == drawn  # the figures of the finished epoch were there
+    train(gan, tmp_path, data, "--epochs", 2)
+    assert_same_run(folder, trained_once)
+
+
+def test_ctrl_c_in_the_first_epoch(ctrl_c, data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(gan, "Discriminator", discriminator_that(press_ctrl_c, in_pass=5))
+    stopped(gan, tmp_path, data)
+    assert "\nstopped, 0 epochs done" in capsys.readouterr().out
+    assert not list((tmp_path / "gan").glob("*.png"))
 
 
 @posix
-def test_ctrl_c_in_the_first_epoch(data, tmp_path):
-    with started("gan.py", tmp_path, "--limit", 60_000, "--batch-size", 2) as process:
-        process.send_signal(signal.SIGINT)
-        printed, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert errors == ""
-    assert "stopped, 0 epochs done" in printed
-    assert not list((tmp_path / "outputs" / "gan").glob("*.png"))
+def test_a_second_run_in_the_same_folder_at_the_same_time(data, tmp_path, monkeypatch):
+    lines = []
+    Discriminator = gan.Discriminator
 
+    def start_another():
+        monkeypatch.setattr(gan, "Discriminator", Discriminator)
+        lines.append(refused(gan, tmp_path, data, "--epochs", 1))
 
-@posix
-def test_ctrl_c_while_the_libraries_are_imported(tmp_path):
-    """Which takes seconds. It is sent when torch has been begun."""
-    (tmp_path / "matplotlib.py").write_text(
-        "print('here', flush=True)\nimport time\ntime.sleep(60)"
-    )
-    command = [sys.executable, "-c", "import common"]
-    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
-    with subprocess.Popen(
-        command,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        preexec_fn=hear_ctrl_c,
-    ) as process:
-        assert process.stdout.readline() == b"here\n"
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
-    assert process.returncode == -signal.SIGINT
-    assert errors == b""
+    monkeypatch.setattr(gan, "Discriminator", discriminator_that(start_another, in_pass=5))
+    train(gan, tmp_path, data, "--epochs", 1)
+    assert f"{tmp_path / 'gan'} is in use" in lines[0]
+    train(gan, tmp_path, data, "--epochs", 1)  # and later it is not
 
 
 @posix
@@ -346,17 +367,13 @@ sys.exit()
 """
 
 
-def test_the_backend_of_a_notebook_is_left_alone_but_where_its_module_is_missing(tmp_path):
-    code = "import os, gan, common; common.as_bytes(common.Figure().savefig)\n"
-    code += "print(os.environ.get('MPLBACKEND'))"
-    inline = "module://matplotlib_inline.backend_inline"  # which Jupyter hands to what it starts
-    is_missing = importlib.util.find_spec("matplotlib_inline") is None
-    assert python(code, tmp_path, MPLBACKEND=inline) == f"{None if is_missing else inline}\n"
-    (tmp_path / "there").mkdir()
-    (tmp_path / "there" / "backend.py").write_text("")
+def test_the_backend_of_a_notebook_is_left_alone_in_the_notebook_only(tmp_path):
     (tmp_path / "matplotlib.py").write_text(SHOW.format("os.environ['MPLBACKEND']"))
-    found = python("import common", tmp_path, MPLBACKEND="module://there.backend")
-    assert found == "module://there.backend\n"
+    mine = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}  # may not be installed
+    assert python("import common", tmp_path, **mine) == "agg\n"
+    (tmp_path / "ipykernel.py").write_text("")
+    found = python("import ipykernel, common", tmp_path, **mine)
+    assert found == "module://matplotlib_inline.backend_inline\n"
 
 
 CPUINFO = """

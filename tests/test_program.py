@@ -69,7 +69,7 @@ def test_what_does_not_decide_the_numbers_may_change(project, trained, data):
 
 
 EDITS = {
-    "loss": ("common.py", "softplus(-logits_for_G).mean()", "(logits_for_G - 1).square().mean()"),
+    "loss": ("common.py", "F.softplus(-logits_for_G).mean()", "(logits_for_G - 1).square().mean()"),
     "constant": ("common.py", "fake_logits).mean()) / 2", "fake_logits).mean()) / 3"),
     "helper": ("common.py", "images / 127.5 - 1", "images / 127.5 - 0.9"),
     "optimizer": (
@@ -104,8 +104,8 @@ def test_a_changed_program_is_refused_and_the_line_named(edit, epochs, project, 
     [
         # Once an epoch, not in each step; every word is the same.
         (
-            "                update_average(G_ema, G, step)\n",
-            "            update_average(G_ema, G, step)\n",
+            "                update_average(G_ema, G, step)\n                bar.update()\n",
+            "            update_average(G_ema, G, step)\n            bar.update()\n",
         ),
         (
             "            G.train()\n            D.train()\n",
@@ -117,7 +117,7 @@ def test_a_changed_program_is_refused_and_the_line_named(edit, epochs, project, 
 def test_a_line_that_was_moved_is_refused(old, new, project, trained, data):
     project.edit("common.py", old, new)
     line = refused(project.module, trained, data, "--epochs", 3)
-    assert "common.py" in line
+    assert "common.py line " in line
 
 
 @pytest.mark.parametrize("layout", ["module", "package", "folder of modules", "link"])
@@ -142,13 +142,13 @@ def test_a_module_of_ones_own_belongs_to_the_program(layout, project, data, tmp_
     own = {found.relative_to(folder).as_posix() for found in folder.rglob("*.py")}
     assert own - {"own/__init__.py"} == {"gan.py", name, "common.py"}
     path.write_text("# by how much\nslope = 0.2\n")
-    train(project.module, tmp_path, data, "--epochs", 2)
+    train(project.module, tmp_path, data, "--epochs", 1)  # nothing to train
     path.write_text("slope = 0.3\n")
-    line = refused(project.module, tmp_path, data, "--epochs", 3)
+    line = refused(project.module, tmp_path, data, "--epochs", 1)
     for imported in list(sys.modules):
         if imported.startswith("own"):
             del sys.modules[imported]
-    assert f"{name} line 2 before: slope = 0.2" in line
+    assert f"{name} line 1 before: slope = 0.2" in line
     assert f"{name} line 1 now: slope = 0.3" in line
 
 
@@ -187,15 +187,14 @@ def test_a_line_that_is_there_once_more_is_named():
     assert changes(more, before) == ["gan.py line 3 before: layer(0.2)"]
 
 
-def test_a_script_in_another_encoding_and_with_a_mark_of_its_encoding(project, tmp_path, data):
+def test_a_script_in_another_encoding_and_with_a_mark_of_its_encoding(project, trained, data):
     text = (project.folder / "gan.py").read_text()
-    train(project.module, tmp_path, data, "--epochs", 1)
     (project.folder / "gan.py").write_bytes(f"\ufeff{text}".encode())  # as Windows' editor does
-    train(project.module, tmp_path, data, "--epochs", 2)
+    train(project.module, trained, data, "--epochs", 2)
     chinese = f"# coding: gbk\n# \u751f\u6210\u5668\n{text}"
     (project.folder / "gan.py").write_bytes(chinese.encode("gbk"))
-    train(project.module, tmp_path, data, "--epochs", 3)
-    assert len(read_history(tmp_path / "gan")) == 3
+    train(project.module, trained, data, "--epochs", 3)
+    assert len(read_history(trained / "gan")) == 3
 
 
 def test_a_run_is_drawn_by_the_modules_beside_its_script(trained, data):

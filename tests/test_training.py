@@ -232,8 +232,9 @@ def test_the_moving_average_follows_its_formula(steps, noise):
     torch.testing.assert_close(training.G_ema[0].weight, average)
 
 
-def test_batch_norm_of_the_average_is_measured_for_its_own_weights(noise):
+def test_batch_norm_of_the_average_is_measured_for_its_own_weights(noise, monkeypatch):
     """The sum w z + b of normally distributed z has the mean b and the variance |w|^2."""
+    monkeypatch.setattr(common, "BATCH_NORM_BATCHES", 20)  # as in common.py
     training = new_training(SmallGenerator, gan.Discriminator)
     train_epochs(training, noise, 1)
     linear, norm, *_ = training.G_ema
