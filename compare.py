@@ -262,70 +262,32 @@ class Measure(NamedTuple):
     statistic: Callable | None  # of one side or two; None: the history or settings.json says it
     better: str  # "lower", "higher" or "like real"
     meaning: str
-    needs: str = ""  # if this is not so, it is undefined
 
 
 MEASURES = [
-    Measure(
-        "quality", "Fréchet distance", frechet_distance, "lower", "features of all images, as FID"
-    ),
-    Measure(
-        "quality",
-        "precision",
-        share_near,
-        "like real",
-        "share of images near a real one; blur raises it",
-    ),
+    Measure("quality", "Fréchet distance", frechet_distance, "lower", "between all features"),
+    Measure("quality", "precision", share_near, "like real", "share near a real one; blur helps"),
     Measure("sharper", "sharpness", mean, "like real", "edges: variance of the Laplacian"),
     Measure("sharper", "grain", mean, "like real", "fine detail: difference from the 3x3 median"),
-    Measure(
-        "more varied",
-        "recall",
-        share_near,
-        "higher",
-        "share of real images near a generated one",
-    ),
+    Measure("more varied", "recall", share_near, "higher", "share of real ones near a generated"),
     Measure("more varied", "imbalance", imbalance, "lower", "of the ten garments, in %; 0: none"),
-    Measure(
-        "smoother",
-        "detour",
-        median,
-        "lower",
-        "interpolation: path length over straight line",
-        "images that are not all the same",
-    ),
-    Measure(
-        "smoother",
-        "jumps",
-        median,
-        "lower",
-        "interpolation: largest step over mean step",
-        "images that are not all the same",
-    ),
-    Measure(
-        "smoother",
-        "outliers",
-        tail,
-        "lower",
-        "one z_i moved: largest changes over usual one",
-        "a usual change that is not 0",
-    ),
-    Measure(
-        "more stable",
-        "change of the samples",
-        None,
-        "lower",
-        "of a pixel in an epoch, grey levels*",
-        "five epochs",
-    ),
-    Measure("more stable", "deviation of G's loss", None, "lower", "in an epoch*", "five epochs"),
-    Measure("more stable", "deviation of D's loss", None, "lower", "in an epoch*", "five epochs"),
-    Measure("", "runaway", None, "", "largest loss of an epoch over the usual one", "20 epochs"),
+    Measure("smoother", "detour", median, "lower", "paths: length over straight line"),
+    Measure("smoother", "jumps", median, "lower", "paths: largest step over mean step"),
+    Measure("smoother", "outliers", tail, "lower", "one z_i moved: largest change over usual"),
+    Measure("more stable", "change of the samples", None, "lower", "grey levels an epoch*"),
+    Measure("more stable", "deviation of G's loss", None, "lower", "in an epoch*"),
+    Measure("more stable", "deviation of D's loss", None, "lower", "in an epoch*"),
+    Measure("", "runaway", None, "", "largest loss of an epoch over the usual one"),
     Measure("", "nearest training image", median, "", "grey levels; 0 is copying"),
     Measure("", "parameters of G", None, "", "numbers that are trained"),
     Measure("", "parameters of D", None, "", "numbers that are trained"),
     Measure("", "seconds", None, "", "of training, on the machine used, busy or not"),
 ]
+NEEDED = {  # without it, the measures of a claim are undefined
+    "smoother": "images that change with z",
+    "more stable": "five epochs",
+    "": "20 epochs",  # only runaway can be
+}
 
 
 class Result(NamedTuple):
@@ -435,7 +397,7 @@ def explain_undefined(results):
     for row in MEASURES:
         cells = [columns[row.name] for columns in results.values() if row.name in columns]
         if "undefined" in [as_text(cell) for cell in cells]:
-            lines.append(f"- *{row.name}* is undefined where there are not {row.needs}")
+            lines.append(f"- *{row.name}* is undefined where there are not {NEEDED[row.claim]}")
     return [*lines, ""] if lines else []
 
 
@@ -731,7 +693,9 @@ def compare(folders, outputs, data):
             for run in group:
                 measured.append(measure_run(run, classifier, real_features, train_set))
                 bar.update()
-            items, numbers, shown[label] = measured[0]
+            items, numbers, parts = measured[0]
+            for name, part in parts.items():
+                shown.setdefault(name, {})[label] = part
             if len(group) == 1:
                 results[label] = find_results(items, numbers)
             else:
@@ -746,20 +710,16 @@ def compare(folders, outputs, data):
         common.save(outputs / "comparison.md", report.encode(), needed=True)
         print(report)
 
-        def of_each(name):
-            return {label: parts[name] for label, parts in shown.items()}
-
+        shown["samples"]["real"] = test_set.data[:16]
+        shown["distances"][REAL] = to_training
+        shown["classes"][REAL] = items["imbalance"][0]
         figures = {
             "losses": plot_losses(columns),
-            "samples": plot_samples({**of_each("samples"), "real": test_set.data[:16]}),
-            "neighbours": plot_neighbours(
-                of_each("images"),
-                of_each("nearest"),
-                {**of_each("distances"), REAL: to_training},
-            ),
+            "samples": plot_samples(shown["samples"]),
+            "neighbours": plot_neighbours(shown["images"], shown["nearest"], shown["distances"]),
             "interpolation": plot_interpolation(columns),
-            "smoothness": plot_smoothness(of_each("jumps")),
-            "garments": plot_garments({**of_each("classes"), REAL: items["imbalance"][0]}),
+            "smoothness": plot_smoothness(shown["jumps"]),
+            "garments": plot_garments(shown["classes"]),
         }
         for name, figure in figures.items():
             png = common.as_bytes(figure.savefig)

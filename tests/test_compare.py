@@ -471,7 +471,7 @@ def test_a_generator_that_draws_one_image_only_is_measured(trained, data, small)
     assert cells["imbalance"] == "90"
     assert cells["jumps"] == "undefined"
     table = (trained / "comparison.md").read_text(encoding="utf-8")
-    assert "*jumps* is undefined where there are not images that are not all the same" in table
+    assert "*jumps* is undefined where there are not images that change with z" in table
 
 
 def test_one_run_alone_of_one_latent_dimension(data, tmp_path, small):
