@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import README, REFERENCE, history_of, linear_generator, read_history, train
+from matplotlib.figure import Figure
 from matplotlib.text import Text
 from torch import nn
 from torchvision.transforms.functional import gaussian_blur
@@ -281,6 +282,13 @@ def small(monkeypatch):
         monkeypatch.setattr(compare, name, value)
 
 
+@pytest.fixture
+def without_figures(monkeypatch):
+    """Blank ones, since these take most of the time."""
+    for name in compare.CAPTIONS:
+        monkeypatch.setattr(compare, f"plot_{name}", lambda *_: Figure((1, 1)))
+
+
 def run_compare(data, outputs, *folders):
     """compare.py on these folders; returns comparison.md."""
     words = [*folders, "--outputs", outputs, "--data", data]
@@ -359,7 +367,7 @@ def test_losses_of_runs_of_unequal_length_show_all_epochs_of_both():
             assert low < 0.1 < 2.5 < high
 
 
-def test_a_variant_of_a_layer_is_compared(trained, data, small):
+def test_a_variant_of_a_layer_is_compared(trained, data, small, without_figures):
     """Trained by a gan.py with another slope, which lies in its folder."""
     other = trained / "other" / "gan"
     shutil.copytree(trained / "gan", other)
@@ -391,7 +399,9 @@ def copy_run(folder, other, seed, dark):
     return other
 
 
-def test_seeds_are_one_column_with_mean_and_standard_deviation(trained, data, small):
+def test_seeds_are_one_column_with_mean_and_standard_deviation(
+    trained, data, small, without_figures
+):
     seeds = [trained / "gan"]
     seeds.append(copy_run(trained / "gan", trained / "s1" / "gan", seed=1, dark=0.2))
     apart = [{row[1]: row[3] for row in rows_of(run_compare(data, trained, run))} for run in seeds]
@@ -419,7 +429,7 @@ def test_seeds_are_one_column_with_mean_and_standard_deviation(trained, data, sm
 
 
 def test_a_console_that_lacks_a_letter_and_what_is_saved_before_it_is_printed(
-    trained, data, small, monkeypatch
+    trained, data, small, without_figures, monkeypatch
 ):
     console = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr("sys.stdout", console)

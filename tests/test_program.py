@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT, files_in, read_history, refused, run, train
+from conftest import ROOT, SMALL_GRID, files_in, read_history, refused, run, train
 
 import common
 import dcgan
@@ -213,7 +213,7 @@ def test_a_run_is_drawn_by_the_modules_beside_its_script(trained, data):
     for path in folder.glob("[rl]*.png"):
         path.unlink()
     assert not hasattr(common, "activation")
-    run(gan, trained, data, "--redraw")
+    run(gan, trained, data, "--redraw", *SMALL_GRID)
     assert files_in(folder).keys() == drawn.keys()
     assert files_in(folder)["latent_perturbation.png"] == drawn["latent_perturbation.png"]
     assert sys.modules["common"] is common
