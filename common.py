@@ -15,14 +15,15 @@ from pathlib import Path
 cpuinfo = Path("/proc/cpuinfo")
 FAST_BFLOAT16 = cpuinfo.exists() and "avx512_bf16" in cpuinfo.read_text()
 
-# PyTorch's threads wait for each other in a loop, which keeps their cores from other programs.
-# This variable, read when torch is imported, lets them sleep after 5,000 turns of the loop. As was
-# measured, that is faster beside other programs, but with bfloat16 it is slower.
+# PyTorch's threads (of a library called GOMP) wait for each other in a loop, which keeps their
+# cores from other programs. This variable, read when torch is imported, lets them sleep after 5,000
+# turns. Both ways were measured (outputs/README.md): in float32 it helps, in bfloat16 it does harm.
 if not FAST_BFLOAT16:
     os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
-# How matplotlib draws: into files, in a notebook as it wants. (The programs that a notebook starts
-# inherit its own way, for which they may lack a package.)
+# A notebook sets this variable to its own way of drawing. A program that it starts inherits it and
+# may lack the package for it, so it draws by "agg", into files. In the notebook itself, where the
+# module ipykernel runs, it stays.
 if "ipykernel" not in sys.modules:
     os.environ["MPLBACKEND"] = "agg"
 
@@ -186,12 +187,14 @@ def fetch_debian_package(new):
     run_quietly(["apt-get", "download", DEBIAN_PACKAGE], cwd=new)
     archive = next(new.glob("*.deb"))
     run_quietly(["dpkg-deb", "--extract", archive, new])
+    # In the package the folder is usr/share/..., without the first slash; now it is below `new`.
     unpack(new / DEBIAN_FOLDER.relative_to("/"), new)
 
 
 def run_quietly(command, check=True, cwd=None):
-    """Run a program, without what it prints. check: raise an error if it fails."""
-    subprocess.run(command, check=check, cwd=cwd, capture_output=True, timeout=10 * TIMEOUT)
+    """Run a program in the folder cwd, without what it prints. check: raise an error if it fails or
+    takes more than five minutes."""
+    subprocess.run(command, check=check, cwd=cwd, capture_output=True, timeout=300)
 
 
 # ----------------------------------------------------------------------------- networks on a CPU
@@ -214,11 +217,12 @@ class UpsampleConv2d(nn.Conv2d):
 
         a a b b c c  =  a 0 b 0 c 0  +  0 a 0 b 0 c
 
-    which is the row with zeros in between, and the same one place further. So it is enough to
-    convolve the row with zeros, which gives 2H + 1 values, and to add to each its neighbour, which
-    leaves 2H. To put zeros in between and to convolve is called a transposed convolution; it does
-    not multiply the zeros. In two dimensions it is the same for the rows and then for the columns,
-    and three of four pixels are zeros: a quarter of the multiplications is left.
+    which is a 0 b 0 c, and the same one place further. To convolve a sum is to convolve both and to
+    add, and both give the same values, one place further. So a 0 b 0 c is convolved once, which
+    gives 7 values (2H + 1: the kernel of 3 also stands with one end outside), and each is added to
+    its neighbour, which leaves 6 (2H). To put zeros in between and to convolve is called a
+    transposed convolution; it does not multiply the zeros. In two dimensions it is the same for the
+    rows and for the columns, and three of four pixels are zeros: a quarter of the work is left.
     """
 
     def __init__(self, channels_in, channels_out):
@@ -227,14 +231,15 @@ class UpsampleConv2d(nn.Conv2d):
     def forward(self, x):
         if x.device.type != "cpu":
             return super().forward(F.interpolate(x, scale_factor=2))
-        x = x.contiguous(memory_format=torch.channels_last)  # see new_training
-        # A convolution collects: each value is the sum of kernel times pixels around. A transposed
-        # one spreads: each pixel adds itself times the kernel to the values around. A value gets
-        # from its left pixel what lies right in the kernel, so the kernel must be turned round.
-        # PyTorch has its channels the other way, too.
+        # The order in memory that is faster (see new_training); nn.Unflatten makes the other one.
+        x = x.contiguous(memory_format=torch.channels_last)
+        # By a kernel k l m, a convolution makes a value of the pixels a b c: ka + lb + mc. So b
+        # counts m times in the value before, l times in its own, k times in the one after. A
+        # transposed convolution lets each pixel add such a row, which is the kernel turned round.
+        # Its kernel has the two numbers of channels in the other order, too.
         turned = self.weight.flip(2, 3).transpose(0, 1)
         with_zeros = F.conv_transpose2d(x, turned, stride=2)  # one zero between two pixels
-        return SumOfNeighbours.apply(with_zeros)  # so PyTorch wants it: forward is not called
+        return SumOfNeighbours.apply(with_zeros)  # calls forward, and backward when it is time
 
 
 class SumOfNeighbours(torch.autograd.Function):
@@ -246,7 +251,8 @@ class SumOfNeighbours(torch.autograd.Function):
     the same without this class, but on some processors it takes three times as long.
     """
 
-    # PyTorch hands over a context, for what backward must know of forward: nothing here.
+    # staticmethod: there is no self, but a context, for what backward must know of forward. Here
+    # that is nothing.
     @staticmethod
     def forward(context, x):
         # The mean of 2x2 neighbours, but divided by 1 instead of 4: their sum.
@@ -281,6 +287,7 @@ def new_training(Generator, Discriminator, settings, device):
     layout = torch.channels_last if device.type == "cpu" else torch.contiguous_format
     G = Generator(settings["latent_dim"]).to(device, memory_format=layout)
     D = Discriminator().to(device, memory_format=layout)
+    # eval: BatchNorm does not note these images. An epoch begins with train.
     check_generator(G.eval(), torch.randn(64, settings["latent_dim"], device=device))
     check_discriminator(D, torch.randn(64, 1, 28, 28, device=device))
     G_ema = copy.deepcopy(G).requires_grad_(False).eval()
@@ -318,7 +325,8 @@ def check_discriminator(D, noise):
     outputs = try_network("the discriminator", D, noise)
     torch.manual_seed(0)  # Dropout takes out the same again
     among_copies = try_network("the discriminator", D_again, noise[:1].repeat(len(noise), 1, 1, 1))
-    if (among_copies[0] - outputs[0]).abs().max() > 1e-4 * outputs.abs().max():
+    rounding = 1e-4 * outputs.abs().max()
+    if (among_copies[0] - outputs[0]).abs().max() > rounding:
         raise UserError(
             "what the discriminator says of an image depends on the other images of its batch, as "
             "with BatchNorm, so real and fake ones must not share a pass: in common.py let "
@@ -351,14 +359,14 @@ def r1_penalty(D, x):
 
     x: real images (N, 1, 28, 28). Returns a scalar. G follows D's gradient. If that is large where
     images are real already, G is driven past them and back again; if it is small, G can settle.
-    In the paper D minimizes L + gamma R1. D_loss is L / 2 here (see train_step), so our gamma is
-    half of the paper's: L / 2 + (gamma / 2) R1.
+    In the paper D minimizes L + gamma R1. D_loss is L / 2 here (see train_step), so r1_gamma is
+    gamma / 2.
     """
     x = x.detach().requires_grad_()
     logits = D(x)  # a second pass: in the first, x did not require a gradient
-    # D's pass above may be in bfloat16, by train_step's autocast. For the gradient, autocast is
-    # switched off: on CUDA it would use float16 here, whatever was asked for, which is a fault
-    # of PyTorch (issue 105682), and float16 has no numbers as small as gradients are.
+    # D's pass above may be in bfloat16, by train_step's autocast, which acts on what is computed
+    # for a gradient, too. It is switched off there: on CUDA it takes float16, whatever was asked
+    # for (a fault of PyTorch, issue 105682), which has no numbers as small as gradients are.
     with torch.autocast(x.device.type, enabled=False):
         # The gradient with respect to the images. An image's logit depends on no other image, so
         # that of the sum holds that of each. create_graph: it will be differentiated once more.
@@ -414,9 +422,8 @@ def update_average(G_ema, G, step):
     """Move each weight of G_ema by the share 9 / (10 + step) of its way to that of G.
 
     step counts from 0. With 1 / (1 + step), G_ema would be the plain mean of G over all steps, in
-    which swings cancel. Nine times as much lets old weights fade: an average after 1,000 steps has
-    half of its weight from the last 75, after 10,000 from the last 742. The 10 keeps the share
-    below 1 in the first steps.
+    which swings cancel. Nine times as much lets old weights fade: half of the average comes from
+    the last 7% of the steps. The 10 keeps the share below 1 in the first steps.
     """
     for average, weight in zip(G_ema.parameters(), G.parameters(), strict=True):
         average.lerp_(weight, 9 / (10 + step))  # average += share * (weight - average)
@@ -429,7 +436,8 @@ def complete_average(G_ema, G, latent_dim):
         buffer.copy_(new)
     random = torch.Generator().manual_seed(BATCH_NORM_SEED)
     batches = torch.randn(BATCH_NORM_BATCHES, 128, latent_dim, generator=random)
-    update_bn(batches, G_ema, device_of(G_ema))  # passes them through G_ema
+    # It forgets what BatchNorm has kept, and passes these through G_ema in train mode.
+    update_bn(batches, G_ema, device_of(G_ema))
 
 
 def scale(images):
@@ -451,7 +459,7 @@ def train(training, train_set, settings, first, last):
     device = device_of(G)
     images = train_set.data[: settings["limit"], None].to(device)  # uint8 (limit, 1, 28, 28)
     steps = len(images) // batch_size  # of an epoch; an incomplete last batch is left out
-    samples = generate(G_ema, latent_vectors(latent_dim))  # to compare those of an epoch with
+    samples = generate(G_ema, latent_vectors(latent_dim))  # from before the first of these epochs
     # disable=None: no bar if the output is a file, not a terminal. refresh=False: shown later.
     with tqdm(initial=(first - 1) * steps, total=last * steps, disable=None) as bar:
         for epoch in range(first, last + 1):
@@ -468,9 +476,9 @@ def train(training, train_set, settings, first, last):
                 real = scale(images[batches[i]])
                 z = torch.randn(batch_size, latent_dim, device=device)
                 # R1 is another pass through D, so it comes in every fourth step, four times as much
-                # (Karras et al. 2020, arXiv:1912.04958). The mean gradient stays the same. Adam
-                # divides it by the root of the mean square, which is larger: a mean of 1, 1, 1, 1
-                # and one of 0, 0, 0, 4 are both 1, but their mean squares are 1 and 4.
+                # (Karras et al. 2020, arXiv:1912.04958). Its mean gradient stays the same, but not
+                # the mean square, by whose root Adam divides: of 1, 1, 1, 1 it is 1, of 0, 0, 0, 4
+                # it is 4. So D's steps are a little smaller.
                 r1_weight = R1_EVERY * settings["r1_gamma"] if step % R1_EVERY == 0 else 0
                 recorded[i] = train_step(training, real, z, r1_weight, dtype)
                 update_average(G_ema, G, step)
@@ -508,7 +516,7 @@ def summarize(epoch, recorded, samples, samples_before, seconds):
     sample_change = (samples.float() - samples_before.float()).abs().mean().item()
     row["sample_change"] = sample_change if epoch > 1 else math.nan  # from untrained samples
     row["seconds"] = seconds
-    return {name: float(f"{value:.6g}") for name, value in row.items()}  # as they are written
+    return {name: float(f"{value:.6g}") for name, value in row.items()}  # as in the file
 
 
 # ---------------------------------------------------------------------------------------- sampling
@@ -528,7 +536,7 @@ def latent_vectors(latent_dim):
 def generate(G, z):
     """Images G(z) as uint8 (N, 28, 28) on the CPU, of a generator in eval mode."""
     x = G(z.to(device_of(G)))
-    if x.abs().max() > 1.01:
+    if x.abs().max() > 1.01:  # 1, and rounding
         warn_once("generated images leave [-1, 1] and are cut there: end G with nn.Tanh()")
     return ((x.clamp(-1, 1) + 1) * 127.5).round().byte().squeeze(1).cpu()
 
@@ -570,6 +578,9 @@ STYLE = [
     },
 ]
 IMAGE_SIZE = 30  # pixels of an image in a grid: 28 and the margin to the next
+# In front of the others (zorder), and with dots far apart: from 0 on, 1 is drawn and 4 are not. So
+# where D's line lies on ln 2, both can be seen.
+DOTTED = {"color": "black", "linewidth": 1, "linestyle": (0, (1, 4)), "zorder": 3}
 
 
 def plot_images(images, title, rows=(), blocks=1, right=(), columns=(), caption=""):
@@ -578,7 +589,8 @@ def plot_images(images, title, rows=(), blocks=1, right=(), columns=(), caption=
     rows, right, columns: labels, spread evenly over the rows or columns.
     """
     count = len(images) // 8
-    figure = Figure((WIDTH, LARGEST_HEIGHT - MARGIN))  # without pyplot, which may want a screen
+    # Without pyplot, which may want a screen. MARGIN is added below.
+    figure = Figure((WIDTH, LARGEST_HEIGHT - MARGIN))
     axes = figure.subplots()
     grid = make_grid(images[:, None], nrow=8, padding=2, pad_value=255)  # (3, height, width)
     axes.imshow(grid[0].numpy(), vmin=0, vmax=255)  # the three colours are alike
@@ -595,7 +607,7 @@ def plot_images(images, title, rows=(), blocks=1, right=(), columns=(), caption=
     for block in range(1, blocks):
         edge = block * count // blocks * IMAGE_SIZE
         axes.axhline(edge, color="black", linewidth=0.6)
-    # The figure becomes as high as what is in it, which is known when it has been laid out.
+    # The figure becomes as high (in inches) as what is in it; that is known when it is laid out.
     figure.draw_without_rendering()
     figure.set_figheight(figure.get_tightbbox().height + MARGIN)
     return figure
@@ -652,10 +664,8 @@ def draw_losses(axes, history, limits):
     """The mean of each epoch, one standard deviation of its iterations to each side, and ln 2."""
     draw_band(axes, history, "D_loss", 1, "Discriminator", "tab:blue", "-")
     draw_band(axes, history, "G_loss", 1, "Generator", "tab:orange", "--")
-    # Dots far apart and in front: where D's line lies on ln 2, both can be seen.
-    dots = (0, (1, 4))
     label = "ln 2: D(x) = D(G(z)) = 1/2"
-    axes.axhline(math.log(2), color="black", linewidth=1, linestyle=dots, zorder=3, label=label)
+    axes.axhline(math.log(2), **DOTTED, label=label)
     axes.set_ylim(limits)
     name_peak(axes, history, limits)
 
@@ -663,7 +673,7 @@ def draw_losses(axes, history, limits):
 def draw_D_right(axes, history):
     """In how many pairs of a real and a fake image D gives the real one the larger logit."""
     draw_band(axes, history, "D_right", 100, "", "tab:blue", "-")
-    axes.axhline(50, color="black", linewidth=1, linestyle=(0, (1, 4)), zorder=3)
+    axes.axhline(50, **DOTTED)
     axes.set_ylabel("D is right, %\n(dotted: chance)")
 
 
@@ -677,7 +687,7 @@ def draw_band(axes, history, name, factor, label, colour, line):
     marker = "o" if len(history) == 1 else ""  # one point makes no line
     axes.plot(epochs, mean, line, color=colour, linewidth=1.6, marker=marker, label=label)
     axes.set_xlim(0, len(history) + 1)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))  # numbers at whole epochs
 
 
 def find_limits(histories):
@@ -725,8 +735,8 @@ def save(path, content, needed=False):
     try:
         with open(part, "wb") as file:
             file.write(content)
-            # Onto the disk, before it takes the place of the old file: without these two lines it
-            # may be in memory still, and a power cut would leave neither.
+            # From Python to the system, and from there to the disk (fsync, which knows the file by
+            # its number). Else a power cut might leave neither this nor the old file.
             file.flush()
             with contextlib.suppress(OSError):  # some network drives cannot do this
                 os.fsync(file.fileno())
@@ -799,7 +809,7 @@ def read_program(script):
         if file.endswith(".py") and os.path.isabs(file) and not is_installed:
             path = Path(file).resolve()
             if path.is_relative_to(folder):
-                paths.setdefault(path.relative_to(folder).as_posix(), path)
+                paths[path.relative_to(folder).as_posix()] = path  # with / on Windows, too
     return {name: read_text(path) for name, path in paths.items()}
 
 
@@ -810,7 +820,7 @@ def read_text(path):
 
 def save_program(folder, program):
     for name, text in program.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)  # of a package
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)  # as for package/module.py
         save(folder / name, text.encode())
 
 
@@ -828,30 +838,32 @@ def find_changes(before, now, labels):
     for file in sorted(before["program"] | now["program"]):
         old_text = before["program"].get(file, "")
         text = now["program"].get(file, "")
-        if file == "common.py":  # what draws and writes stands below
+        if file == "common.py":  # up to the heading, below which it only draws and writes
             old_text = old_text.split("-- figures")[0]
             text = text.split("-- figures")[0]
         if text != old_text and parse(text) != parse(old_text):
             lines = name_lines(old_text.splitlines(), text.splitlines(), labels)
-            changes += [f"{file} {line}" for line in lines or ["is not the same"]]
+            if not lines:  # a line of a text in quotes may look like a comment
+                lines = ["is not the same"]
+            changes += [f"{file} {line}" for line in lines]
     return changes
 
 
 def parse(text):
-    """What Python understands of a program: all but comments, layout and docstrings."""
-    tree = ast.parse(text)
+    """A program as Python understands it: without comments, layout and docstrings."""
+    tree = ast.parse(text)  # of nodes: each statement is one, and each part of it
     may_have_docstring = (ast.Module, ast.ClassDef, ast.FunctionDef)
     for node in ast.walk(tree):
         if isinstance(node, may_have_docstring) and ast.get_docstring(node):
-            del node.body[0]
-    return ast.dump(tree)
+            del node.body[0]  # its first statement, which is the docstring
+    return ast.dump(tree)  # all of the tree in one text
 
 
 def name_lines(old_lines, lines, labels):
     """The lines of a program that are not the same, with their numbers, without blank ones and
     comments."""
     changed = []
-    matcher = difflib.SequenceMatcher(None, old_lines, lines)
+    matcher = difflib.SequenceMatcher(a=old_lines, b=lines)
     # Each of these says that old_lines[a:b] have become lines[c:d].
     for kind, a, b, c, d in matcher.get_opcodes():
         if kind != "equal":
@@ -907,10 +919,10 @@ def shorten(changes):
 
 
 def match_layout(optimizer):
-    """Put Adam's averages into memory in the same order as their weights (see new_training). Those
-    of a checkpoint of a card have the other one, and the fused Adam, which does not look, would
-    take each weight's average for that of another weight."""
-    for weight, averages in optimizer.state.items():
+    """Put Adam's averages into memory in the same order as their weights (see new_training). If a
+    card has saved them, they are in the other one. The fused Adam goes through weights and averages
+    as they lie in memory and does not look: it would take an average for that of another weight."""
+    for weight, averages in optimizer.state.items():  # {"step": ..., "exp_avg": ..., ...}
         for name, average in averages.items():
             if average.shape == weight.shape:  # not the number of steps, which is there too
                 averages[name] = torch.empty_like(weight).copy_(average)  # in weight's order
@@ -941,9 +953,10 @@ def load_run(folder):
             raise ValueError("history.csv has no epoch")
         weights = torch.load(folder / "generator.pt", weights_only=True)
     except Exception as error:  # a damaged file fails in many ways
-        reason = f"{type(error).__name__}: {error}"
-        reason += "), or it is of an older version of this repository"
-        raise UserError(f"{folder} is not a run that can be read ({reason}") from error
+        raise UserError(
+            f"{folder} is not a run that can be read ({type(error).__name__}: {error}), or it is "
+            "of an older version of this repository"
+        ) from error
     try:
         G = run_script(script)["Generator"](latent_dim)
     except (ImportError, SyntaxError, KeyError) as error:
@@ -956,21 +969,22 @@ def load_run(folder):
 
 
 def run_script(script):
-    """What a script defines, {name: object}. It finds the modules that lie beside it, in place of
-    those of the same names here, such as this one. It does not train, since its __name__ is not
+    """What a script defines, {name: object}. When it imports common or a module of one's own, it
+    gets the one that lies beside it, not today's. It does not train, since its __name__ is not
     "__main__"."""
     folder = script.parent.resolve()
+    # A folder may be a package.
     names = {path.stem for path in folder.iterdir() if path.suffix == ".py" or path.is_dir()}
-    ours = dict(sys.modules)  # what is imported already would not be looked for
-    forget_modules(names)
-    sys.path.insert(0, str(folder))
+    imported = dict(sys.modules)  # a copy, {name: module}, to be put back
+    forget_modules(names)  # else `import` would take what is imported already
+    sys.path.insert(0, str(folder))  # where `import` looks first
     importlib.invalidate_caches()  # what was written there a moment ago is found, too
     try:
         return runpy.run_path(str(script))
     finally:
         sys.path.remove(str(folder))
         forget_modules(names)
-        sys.modules.update(ours)
+        sys.modules.update(imported)
 
 
 def forget_modules(names):
@@ -984,11 +998,11 @@ def forget_modules(names):
 
 LIMITS = {  # from, to
     "epochs": (1, math.inf),
-    "batch_size": (2, math.inf),
+    "batch_size": (2, math.inf),  # BatchNorm cannot do with one
     "learning_rate": (1e-9, 1),
     "r1_gamma": (0, 1e6),
     "latent_dim": (1, math.inf),
-    "seed": (0, 2**32),
+    "seed": (0, 2**32),  # see seed_epoch; PyTorch takes numbers below 2**64
     "limit": (2, math.inf),
     "sample_every": (1, math.inf),
     "perturb_dims": (0, math.inf),
@@ -1071,10 +1085,12 @@ def warn_if_busy(device):
     """Two programs that compute on the same cores slow each other down."""
     # How many programs, on average, computed in the last minute; Windows does not say.
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0
-    if device.type == "cpu" and torch.get_num_threads() > 1 and load > os.cpu_count() / 2:
+    is_busy = load > os.cpu_count() / 2
+    if device.type == "cpu" and is_busy and torch.get_num_threads() > 1:
         print(
             f"in the last minute this machine was busy (load {load:.1f}): if another program "
-            "computes here, put OMP_NUM_THREADS=1 before the command, which is faster then",
+            "computes here, put OMP_NUM_THREADS=1 before the command, so that no thread waits for "
+            "another",
             flush=True,
         )
 
@@ -1197,7 +1213,7 @@ def run_for_people(function, arguments, when_out_of_memory):
     """Call function(*arguments) with our style of figures. What the user can mend ends the program
     with one line; a mistake keeps its traceback. when_out_of_memory: what may help then."""
     if hasattr(sys.stdout, "reconfigure"):  # a notebook's has not
-        sys.stdout.reconfigure(errors="replace")  # a console may lack a letter
+        sys.stdout.reconfigure(errors="replace")  # ? for a letter that a console lacks
     try:
         with matplotlib.style.context(STYLE):
             function(*arguments)
@@ -1207,6 +1223,7 @@ def run_for_people(function, arguments, when_out_of_memory):
     except UserError as error:
         sys.exit(f"error: {error}")
     except (MemoryError, RuntimeError) as error:
+        # A CPU, CUDA and Apple's MPS say it in different words.
         text = f"{type(error).__name__} {error}"
         if "MemoryError" in text or "out of memory" in text or "tried to allocate" in text:
             sys.exit(f"error: out of memory: {when_out_of_memory}")
