@@ -17,7 +17,8 @@ FAST_BFLOAT16 = cpuinfo.exists() and "avx512_bf16" in cpuinfo.read_text()
 
 # PyTorch's threads (of a library called GOMP) wait for each other in a loop, which keeps their
 # cores from other programs. This variable, read when torch is imported, lets them sleep after 5,000
-# turns. Both ways were measured (outputs/README.md): in float32 it helps, in bfloat16 it does harm.
+# turns, unless the user has set it. That helps in float32 and does harm in bfloat16; the reason is
+# not known (measured in outputs/README.md).
 if not FAST_BFLOAT16:
     os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
@@ -95,7 +96,7 @@ def warn_once(text):
 
 # ------------------------------------------------------------------------------------ FashionMNIST
 
-FILES = FashionMNIST.resources  # [(name, MD5 sum)], four names that end in .gz
+FILES = FashionMNIST.resources  # four of (name, MD5 sum, which is a fingerprint)
 ADDRESSES = [
     *FashionMNIST.mirrors,
     "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/",
@@ -213,16 +214,17 @@ class UpsampleConv2d(nn.Conv2d):
     """nn.Upsample(scale_factor=2), then nn.Conv2d(C, K, 3, padding=1, bias=False).
 
     x (N, C, H, W) to (N, K, 2H, 2W). On a CPU the two are computed together, which is faster. In
-    one dimension, for a row of three pixels a b c (H = 3): Upsample makes it
+    one dimension, of three pixels a b c and by a kernel k l m, Upsample and Conv make
 
-        a a b b c c  =  a 0 b 0 c 0  +  0 a 0 b 0 c
+        a a b b c c  and then  la+ma  ka+la+mb  ka+lb+mb  kb+lb+mc  kb+lc+mc  kc+lc
 
-    which is a 0 b 0 c, and the same one place further. To convolve a sum is to convolve both and to
-    add, and both give the same values, one place further. So a 0 b 0 c is convolved once, which
-    gives 7 values (2H + 1: the kernel of 3 also stands with one end outside), and each is added to
-    its neighbour, which leaves 6 (2H). To put zeros in between and to convolve is called a
-    transposed convolution; it does not multiply the zeros. In two dimensions it is the same for the
-    rows and for the columns, and three of four pixels are zeros: a quarter of the work is left.
+    These are the sums of neighbours of seven numbers (H = 3 pixels: 2H + 1 numbers and 2H sums),
+
+        ma  la  ka+mb  lb  kb+mc  lc  kc
+
+    to which each pixel has added its m, l and k times, two places after the pixel before. This is
+    called a transposed convolution, by the kernel turned round, m l k. It multiplies half as often;
+    in two dimensions, for the rows and for the columns, a quarter as often.
     """
 
     def __init__(self, channels_in, channels_out):
@@ -233,13 +235,10 @@ class UpsampleConv2d(nn.Conv2d):
             return super().forward(F.interpolate(x, scale_factor=2))
         # The order in memory that is faster (see new_training); nn.Unflatten makes the other one.
         x = x.contiguous(memory_format=torch.channels_last)
-        # By a kernel k l m, a convolution makes a value of the pixels a b c: ka + lb + mc. So b
-        # counts m times in the value before, l times in its own, k times in the one after. A
-        # transposed convolution lets each pixel add such a row, which is the kernel turned round.
-        # Its kernel has the two numbers of channels in the other order, too.
+        # Turned round in height and width; the two numbers of channels are the other way, too.
         turned = self.weight.flip(2, 3).transpose(0, 1)
-        with_zeros = F.conv_transpose2d(x, turned, stride=2)  # one zero between two pixels
-        return SumOfNeighbours.apply(with_zeros)  # calls forward, and backward when it is time
+        numbers = F.conv_transpose2d(x, turned, stride=2)  # (N, K, 2H + 1, 2W + 1)
+        return SumOfNeighbours.apply(numbers)  # calls forward, and backward when it is time
 
 
 class SumOfNeighbours(torch.autograd.Function):
@@ -267,7 +266,7 @@ class SumOfNeighbours(torch.autograd.Function):
 # ---------------------------------------------------------------------------------------- training
 
 
-@dataclass  # a class of these attributes and nothing else
+@dataclass  # this writes the __init__ that takes the five
 class Training:
     """What is trained: both networks, the moving average of G, and an optimizer for each."""
 
@@ -333,12 +332,13 @@ def check_discriminator(D, noise):
             "train_step take D(real) and D(fake.detach()) apart, take check_discriminator out of "
             "new_training, and train with --r1-gamma 0, since R1 needs independent images too"
         )
-    # Probabilities stay between 0 and 1 if all weights are much larger, and logits do not.
+    # Probabilities are above 0 and, if all weights and images are much larger, still from 0 to 1.
+    # Logits are not (of a last layer of zeros they are 0).
     with torch.no_grad():
         for weight in D.parameters():
             weight.mul_(1000)
     larger = try_network("the discriminator", D, 1000 * noise)
-    if outputs.min() > 0 and outputs.max() < 1 and larger.min() >= 0 and larger.max() <= 1:
+    if outputs.min() > 0 and larger.min() >= 0 and larger.max() <= 1:
         raise UserError(
             "the discriminator gives probabilities, as after a Sigmoid, which is in the loss "
             "already: end it with a Linear layer"
@@ -364,9 +364,8 @@ def r1_penalty(D, x):
     """
     x = x.detach().requires_grad_()
     logits = D(x)  # a second pass: in the first, x did not require a gradient
-    # D's pass above may be in bfloat16, by train_step's autocast, which acts on what is computed
-    # for a gradient, too. It is switched off there: on CUDA it takes float16, whatever was asked
-    # for (a fault of PyTorch, issue 105682), which has no numbers as small as gradients are.
+    # train_step's autocast is switched off for the gradient: on CUDA it would compute it in
+    # float16, in which small gradients become 0 (a fault of PyTorch, issue 105682).
     with torch.autocast(x.device.type, enabled=False):
         # The gradient with respect to the images. An image's logit depends on no other image, so
         # that of the sum holds that of each. create_graph: it will be differentiated once more.
@@ -423,7 +422,7 @@ def update_average(G_ema, G, step):
 
     step counts from 0. With 1 / (1 + step), G_ema would be the plain mean of G over all steps, in
     which swings cancel. Nine times as much lets old weights fade: half of the average comes from
-    the last 7% of the steps. The 10 keeps the share below 1 in the first steps.
+    the last 7% of the steps (0.93^9 is about 1/2). The 10 keeps the share below 1 at first.
     """
     for average, weight in zip(G_ema.parameters(), G.parameters(), strict=True):
         average.lerp_(weight, 9 / (10 + step))  # average += share * (weight - average)
@@ -476,9 +475,8 @@ def train(training, train_set, settings, first, last):
                 real = scale(images[batches[i]])
                 z = torch.randn(batch_size, latent_dim, device=device)
                 # R1 is another pass through D, so it comes in every fourth step, four times as much
-                # (Karras et al. 2020, arXiv:1912.04958). Its mean gradient stays the same, but not
-                # the mean square, by whose root Adam divides: of 1, 1, 1, 1 it is 1, of 0, 0, 0, 4
-                # it is 4. So D's steps are a little smaller.
+                # (Karras et al. 2020, arXiv:1912.04958). Its mean gradient stays the same; the mean
+                # of the squares, by whose root Adam divides D's gradient, becomes a little larger.
                 r1_weight = R1_EVERY * settings["r1_gamma"] if step % R1_EVERY == 0 else 0
                 recorded[i] = train_step(training, real, z, r1_weight, dtype)
                 update_average(G_ema, G, step)
@@ -516,7 +514,8 @@ def summarize(epoch, recorded, samples, samples_before, seconds):
     sample_change = (samples.float() - samples_before.float()).abs().mean().item()
     row["sample_change"] = sample_change if epoch > 1 else math.nan  # from untrained samples
     row["seconds"] = seconds
-    return {name: float(f"{value:.6g}") for name, value in row.items()}  # as in the file
+    # Rounded as in the file, since with that a run goes on that was stopped.
+    return {name: float(f"{value:.6g}") for name, value in row.items()}
 
 
 # ---------------------------------------------------------------------------------------- sampling
@@ -656,7 +655,8 @@ def plot_losses(history, model):
     draw_losses(axes, history, find_limits([history]))
     axes.set_ylabel("Loss (binary cross-entropy)")
     below.set_xlabel("Epoch (line: mean of its iterations; band: their standard deviation)")
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    lines, labels = axes.get_legend_handles_labels()
+    figure.legend(lines, labels, loc="outside lower center", ncols=3)
     return figure
 
 
@@ -890,7 +890,7 @@ def load_checkpoint(folder, training, settings, program):
     table = folder / "history.csv"
     advice = "give another --outputs, or move that folder away"
     if not path.exists():
-        # Killed in its first epoch, a run has one row already: it is written before the checkpoint.
+        # Killed after its first epoch and before the checkpoint, a run has the names and one row.
         if table.is_file() and len(table.read_text().splitlines()) > 2:
             raise UserError(f"{folder} holds results, but no checkpoint.pt to go on from: {advice}")
         return []
@@ -922,9 +922,10 @@ def match_layout(optimizer):
     """Put Adam's averages into memory in the same order as their weights (see new_training). If a
     card has saved them, they are in the other one. The fused Adam goes through weights and averages
     as they lie in memory and does not look: it would take an average for that of another weight."""
-    for weight, averages in optimizer.state.items():  # {"step": ..., "exp_avg": ..., ...}
+    # {weight: {"step": ..., "exp_avg": ..., "exp_avg_sq": ...}}
+    for weight, averages in optimizer.state.items():
         for name, average in averages.items():
-            if average.shape == weight.shape:  # not the number of steps, which is there too
+            if average.shape == weight.shape:  # not the number of steps
                 averages[name] = torch.empty_like(weight).copy_(average)  # in weight's order
 
 
@@ -978,7 +979,7 @@ def run_script(script):
     imported = dict(sys.modules)  # a copy, {name: module}, to be put back
     forget_modules(names)  # else `import` would take what is imported already
     sys.path.insert(0, str(folder))  # where `import` looks first
-    importlib.invalidate_caches()  # what was written there a moment ago is found, too
+    importlib.invalidate_caches()  # it remembers what a folder held; it shall look again
     try:
         return runpy.run_path(str(script))
     finally:
@@ -1107,7 +1108,7 @@ def describe(model, script, program, training, settings, device):
         "threads": torch.get_num_threads(),
         "system": platform.platform(),
         "python": platform.python_version(),
-        "torch": str(torch.__version__),
+        "torch": torch.__version__,
     }
     return {
         "model": model,

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import common  # first: it sets what torch reads when it is imported
+import common  # first: it sets what torch reads. The next line lets it stay first.
 
 # isort: split
 import numpy as np
