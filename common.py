@@ -25,7 +25,8 @@ if not FAST_BFLOAT16:
 # A notebook sets this variable to its own way of drawing. A program that it starts inherits it and
 # may lack the package for it, so it draws by "agg", into files. In the notebook itself, where the
 # module ipykernel runs, it stays.
-if "ipykernel" not in sys.modules:
+backend = os.environ.get("MPLBACKEND")
+if backend == "module://matplotlib_inline.backend_inline" and "ipykernel" not in sys.modules:
     os.environ["MPLBACKEND"] = "agg"
 
 import argparse
@@ -184,18 +185,19 @@ def download(new):
 def fetch_debian_package(new):
     """Fetch the package on Debian and Ubuntu without installing it."""
     # Only root may bring the lists of packages up to date, but others may use those that are there.
-    run_quietly(["apt-get", "update"], check=False)
-    run_quietly(["apt-get", "download", DEBIAN_PACKAGE], cwd=new)
+    with contextlib.suppress(subprocess.SubprocessError):
+        run_quietly(new, "apt-get", "update")
+    run_quietly(new, "apt-get", "download", DEBIAN_PACKAGE)
     archive = next(new.glob("*.deb"))
-    run_quietly(["dpkg-deb", "--extract", archive, new])
+    run_quietly(new, "dpkg-deb", "--extract", archive, new)
     # In the package the folder is usr/share/..., without the first slash; now it is below `new`.
     unpack(new / DEBIAN_FOLDER.relative_to("/"), new)
 
 
-def run_quietly(command, check=True, cwd=None):
-    """Run a program in the folder cwd, without what it prints. check: raise an error if it fails or
-    takes more than five minutes."""
-    subprocess.run(command, check=check, cwd=cwd, capture_output=True, timeout=300)
+def run_quietly(folder, *command):
+    """Run a program in a folder, without what it prints. Raises an error if it fails or takes more
+    than five minutes."""
+    subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=300)
 
 
 # ----------------------------------------------------------------------------- networks on a CPU
@@ -800,14 +802,14 @@ def read_program(script):
     """The program that runs, {file: text}: the script, this file, and the modules of one's own that
     have been imported, which lie in the script's folder or below."""
     folder = script.resolve().parent
-    pythons = str(Path(os.__file__).parent)  # where Python's own modules lie
+    pythons = Path(os.__file__).parent  # where Python's own modules lie
     paths = {script.name: script, "common.py": Path(__file__)}
     for module in list(sys.modules.values()):
-        file = getattr(module, "__file__", None) or ""  # modules in C have none
-        is_installed = "site-packages" in file or file.startswith(pythons)
+        file = Path(getattr(module, "__file__", None) or "")  # modules in C have none
+        is_installed = "site-packages" in file.parts or file.is_relative_to(pythons)
         # Some parts of PyTorch have a made up file, which is not a whole path.
-        if file.endswith(".py") and os.path.isabs(file) and not is_installed:
-            path = Path(file).resolve()
+        if file.suffix == ".py" and file.is_absolute() and not is_installed:
+            path = file.resolve()
             if path.is_relative_to(folder):
                 paths[path.relative_to(folder).as_posix()] = path  # with / on Windows, too
     return {name: read_text(path) for name, path in paths.items()}
@@ -841,29 +843,46 @@ def find_changes(before, now, labels):
         if file == "common.py":  # up to the heading, below which it only draws and writes
             old_text = old_text.split("-- figures")[0]
             text = text.split("-- figures")[0]
-        if text != old_text and parse(text) != parse(old_text):
-            lines = name_lines(old_text.splitlines(), text.splitlines(), labels)
-            if not lines:  # a line of a text in quotes may look like a comment
-                lines = ["is not the same"]
-            changes += [f"{file} {line}" for line in lines]
+        old_meaning, old_lines = read_code(old_text)
+        meaning, lines = read_code(text)
+        if meaning != old_meaning:
+            named = name_lines(old_lines, lines, labels)
+            if not named:  # a line of a text in quotes may look like a comment
+                named = ["is not the same"]
+            changes += [f"{file} {line}" for line in named]
     return changes
 
 
-def parse(text):
-    """A program as Python understands it: without comments, layout and docstrings."""
-    tree = ast.parse(text)  # of nodes: each statement is one, and each part of it
-    may_have_docstring = (ast.Module, ast.ClassDef, ast.FunctionDef)
+def read_code(text):
+    """What Python understands of a program, without comments, layout and docstrings, as a text; and
+    its lines, where those of docstrings are empty."""
+    lines = text.split("\n")
+    try:
+        tree = ast.parse(text)  # of nodes: each statement is one, and each part of it
+    except (SyntaxError, ValueError):  # edited while Python was starting, which ran another text
+        return text, lines
     for node in ast.walk(tree):
-        if isinstance(node, may_have_docstring) and ast.get_docstring(node):
-            del node.body[0]  # its first statement, which is the docstring
-    return ast.dump(tree)  # all of the tree in one text
+        body = getattr(node, "body", None)  # the statements of a function, a class or a loop
+        if isinstance(body, list):
+            docstrings = [part for part in body if is_docstring(part)]
+            for part in docstrings:
+                body.remove(part)
+                for i in range(part.lineno - 1, part.end_lineno):
+                    lines[i] = ""
+    return ast.dump(tree), lines  # dump: all of the tree in one text
+
+
+def is_docstring(node):
+    """A statement that is only a text."""
+    is_constant = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    return is_constant and isinstance(node.value.value, str)
 
 
 def name_lines(old_lines, lines, labels):
     """The lines of a program that are not the same, with their numbers, without blank ones and
     comments."""
     changed = []
-    matcher = difflib.SequenceMatcher(a=old_lines, b=lines)
+    matcher = difflib.SequenceMatcher(a=old_lines, b=lines, autojunk=False)  # look at all lines
     # Each of these says that old_lines[a:b] have become lines[c:d].
     for kind, a, b, c, d in matcher.get_opcodes():
         if kind != "equal":
@@ -925,7 +944,8 @@ def match_layout(optimizer):
     # {weight: {"step": ..., "exp_avg": ..., "exp_avg_sq": ...}}
     for weight, averages in optimizer.state.items():
         for name, average in averages.items():
-            if average.shape == weight.shape:  # not the number of steps
+            # Not the number of steps.
+            if isinstance(average, torch.Tensor) and average.shape == weight.shape:
                 averages[name] = torch.empty_like(weight).copy_(average)  # in weight's order
 
 

@@ -24,7 +24,8 @@ import common  # noqa: E402
 import torch  # noqa: E402
 from torch import nn  # noqa: E402
 
-common.BATCH_NORM_BATCHES = 2  # the DCGAN takes seconds for 20
+BATCH_NORM_BATCHES = common.BATCH_NORM_BATCHES
+common.BATCH_NORM_BATCHES = 2  # the DCGAN takes seconds for them
 
 # The scripts of this folder are run as those of a user who has them alone: the modules of the tests
 # are not their modules.

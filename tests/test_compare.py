@@ -399,9 +399,7 @@ def copy_run(folder, other, seed, dark):
     return other
 
 
-def test_seeds_are_one_column_with_mean_and_standard_deviation(
-    trained, data, small, without_figures
-):
+def test_seeds_are_one_column_with_mean_and_standard_deviation(trained, data, small):
     seeds = [trained / "gan"]
     seeds.append(copy_run(trained / "gan", trained / "s1" / "gan", seed=1, dark=0.2))
     apart = [{row[1]: row[3] for row in rows_of(run_compare(data, trained, run))} for run in seeds]

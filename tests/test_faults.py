@@ -368,11 +368,12 @@ sys.exit()
 
 def test_the_backend_of_a_notebook_is_left_alone_in_the_notebook_only(tmp_path):
     (tmp_path / "matplotlib.py").write_text(SHOW.format("os.environ['MPLBACKEND']"))
-    mine = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}  # may not be installed
-    assert python("import common", tmp_path, **mine) == "agg\n"
+    inline = "module://matplotlib_inline.backend_inline"  # may not be installed
+    assert python("import common", tmp_path, MPLBACKEND=inline) == "agg\n"
+    assert python("import common", tmp_path, MPLBACKEND="svg") == "svg\n"
     (tmp_path / "ipykernel.py").write_text("")
-    found = python("import ipykernel, common", tmp_path, **mine)
-    assert found == "module://matplotlib_inline.backend_inline\n"
+    found = python("import ipykernel, common", tmp_path, MPLBACKEND=inline)
+    assert found == f"{inline}\n"
 
 
 CPUINFO = """

@@ -163,6 +163,7 @@ def changes(before, now):
     [
         ("x = a - b\n", "x = a\n- b\n"),  # every word is the same, but not the statement
         ('x = """lr 1"""\n', 'x = """lr 2"""\n'),  # no docstring
+        ('x = """\n# lr 1\n"""\n', 'x = """\n# lr 2\n"""\n'),  # nor a comment
         ("if a:\n    x\n    y\n", "if a:\n    x\ny\n"),
         ("x()\ny()\n", "y()\nx()\n"),
     ],
@@ -178,6 +179,57 @@ def test_changes_that_are_easily_overlooked(before, now):
 def test_a_docstring_in_any_quotes_does_not_count(docstring):
     with_docstring = f"def f():\n    {docstring}\n    return 1\n"
     assert changes("def f():\n    return 1\n", with_docstring) == []
+
+
+@pytest.mark.parametrize(
+    "text", ['"""\n    old()\n    """', '"It."\n    "And more."', '""\n    """x"""']
+)
+def test_neither_does_any_other_text_that_stands_alone(text):
+    """Such as lines that somebody has put between quotes."""
+    code = "def f():\n    x = 1\n    return x\n"
+    assert changes(code, code.replace("    return", f"    {text}\n    return")) == []
+    assert changes(code, code.replace("    x =", f"    {text}\n    x =")) == []
+
+
+def test_beside_a_longer_docstring_only_the_changed_line_is_named():
+    before = 'def f():\n    """It."""\n    return 1\n'
+    now = 'def f():\n    """It.\n\n    a\n    b\n    c\n    d\n    e\n    """\n    return 2\n'
+    assert changes(before, now) == [
+        "gan.py line 3 before: return 1",
+        "gan.py line 10 now: return 2",
+    ]
+
+
+def test_in_a_long_file_only_the_changed_lines_are_named():
+    before = "".join(f"layer({i})\nactivation()\n" for i in range(200))
+    now = before.replace("layer(7)", "layer(7.5)").replace("layer(150)", "layer(150.5)")
+    assert changes(before, now) == [
+        "gan.py line 15 before: layer(7)",
+        "gan.py line 15 now: layer(7.5)",
+        "gan.py line 301 before: layer(150)",
+        "gan.py line 301 now: layer(150.5)",
+    ]
+
+
+def test_a_script_that_was_edited_while_python_was_starting():
+    """What lies there then may be no Python at all."""
+    assert changes("x = = 1\n", "x = 1\n") == [
+        "gan.py line 1 before: x = = 1",
+        "gan.py line 1 now: x = 1",
+    ]
+
+
+def test_what_is_installed_below_the_script_is_not_ones_own(tmp_path, monkeypatch):
+    """As in .venv, where the README has it."""
+    script = tmp_path / "gan.py"
+    script.write_text("")
+    for folder in [".venv/lib/site-packages", "my-site-packages"]:
+        path = tmp_path / folder / "thing.py"
+        path.parent.mkdir(parents=True)
+        path.write_text("")
+        monkeypatch.setitem(sys.modules, folder, SimpleNamespace(__file__=str(path)))
+    program = common.read_program(script)
+    assert program.keys() == {"gan.py", "common.py", "my-site-packages/thing.py"}
 
 
 def test_a_line_that_is_there_once_more_is_named():

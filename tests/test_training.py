@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from conftest import BATCH_NORM_BATCHES
 from torch import nn
 
 import common
@@ -234,7 +235,7 @@ def test_the_moving_average_follows_its_formula(steps, noise):
 
 def test_batch_norm_of_the_average_is_measured_for_its_own_weights(noise, monkeypatch):
     """The sum w z + b of normally distributed z has the mean b and the variance |w|^2."""
-    monkeypatch.setattr(common, "BATCH_NORM_BATCHES", 20)  # as in common.py
+    monkeypatch.setattr(common, "BATCH_NORM_BATCHES", BATCH_NORM_BATCHES)
     training = new_training(SmallGenerator, gan.Discriminator)
     train_epochs(training, noise, 1)
     linear, norm, *_ = training.G_ema
