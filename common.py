@@ -933,8 +933,8 @@ def load_checkpoint(folder, training, settings, program):
 
 def shorten(changes):
     """One line of them, of six at most."""
-    more = f"; {len(changes) - 6} more" if len(changes) > 6 else ""
-    return "; ".join(changes[:6]) + more
+    more = f" | {len(changes) - 6} more" if len(changes) > 6 else ""
+    return " | ".join(changes[:6]) + more
 
 
 def match_layout(optimizer):
@@ -1054,7 +1054,7 @@ def parse_arguments(model, argv):
     add("--seed", type=int, default=0, help="of all random numbers")
     add("--limit", type=int, default=60_000, help="train on the first so many images")
     add("--sample-every", type=int, default=50, help="epochs between sample grids")
-    add("--perturb-dims", type=int, nargs="+", help="dimensions of z to move; None: five")
+    add("--perturb-dims", type=int, nargs="+", help="of z, spaces between; None: five")
     add("--perturb-offsets", type=float, nargs="+", default=[-2.0, 0.0, 2.0], help="how far")
     args = parser.parse_args(argv)
     for name, (lowest, highest) in LIMITS.items():
@@ -1062,7 +1062,8 @@ def parse_arguments(model, argv):
         values = value if isinstance(value, list) else [value]
         if value is not None and not all(lowest <= each <= highest for each in values):
             option = name.replace("_", "-")
-            parser.error(f"--{option} {value}: it must be from {lowest} to {highest}")
+            end = f" to {highest:g}" if highest < math.inf else ""
+            parser.error(f"--{option} {value}: it must be from {lowest:g}{end}")
     unused = ["epochs", "device", "sample_every", *SETTINGS] if args.redraw else []
     for name in unused:
         if getattr(args, name) != parser.get_default(name):

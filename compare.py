@@ -266,7 +266,7 @@ class Measure(NamedTuple):
 
 MEASURES = [
     Measure("quality", "Fréchet distance", frechet_distance, "lower", "between all features"),
-    Measure("quality", "precision", share_near, "like real", "share near a real one; blur helps"),
+    Measure("quality", "precision", share_near, "like real", "near a real one; blur, noise help"),
     Measure("sharper", "sharpness", mean, "like real", "edges: variance of the Laplacian"),
     Measure("sharper", "grain", mean, "like real", "fine detail: difference from the 3x3 median"),
     Measure("more varied", "recall", share_near, "higher", "share of real ones near a generated"),
