@@ -74,12 +74,13 @@ def train_tutorial(G, D, batches, steps, device):
 
 
 def plain_layers(layers):
-    """The same with Upsample and Conv2d in place of UpsampleConv2d."""
+    """The same, with the same weights, with Upsample and Conv2d in place of UpsampleConv2d."""
     plain = []
     for layer in layers:
         if isinstance(layer, common.UpsampleConv2d):
-            plain.append(nn.Upsample(scale_factor=2))
-            plain.append(nn.Conv2d(layer.in_channels, layer.out_channels, 3, padding=1, bias=False))
+            conv = nn.Conv2d(layer.in_channels, layer.out_channels, 3, padding=1, bias=False)
+            conv.weight = layer.weight
+            plain += [nn.Upsample(scale_factor=2), conv]
         else:
             plain.append(layer)
     return nn.Sequential(*plain)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from benchmark import plain_layers
 from torch import nn
 
 import common
@@ -47,18 +48,12 @@ def test_upsample_and_conv_are_torchs_in_values_and_gradients(dtype, tolerance):
 def test_the_reports_layers_are_said_and_can_be_written_in_plain_torch():
     """README: nn.Upsample, nn.Conv2d in its place is the same."""
     G = dcgan.Generator(10)
-    plain = []
-    for layer in G.layers:
-        if isinstance(layer, common.UpsampleConv2d):
-            assert "UpsampleConv2d(128, " in str(layer)
-            conv = nn.Conv2d(128, layer.out_channels, 3, padding=1, bias=False)
-            conv.weight = layer.weight
-            plain += [nn.Upsample(scale_factor=2), conv]
-        else:
-            plain.append(layer)
+    assert str(G).count("UpsampleConv2d(128, ") == 2
+    plain = plain_layers(G.layers)
     assert len(plain) == 12
+    assert "UpsampleConv2d" not in str(plain)
     z = torch.randn(8, 10)
-    torch.testing.assert_close(G(z), nn.Sequential(*plain)(z), rtol=0, atol=1e-4)
+    torch.testing.assert_close(G(z), plain(z), rtol=0, atol=1e-4)
 
 
 def test_spectral_norm_and_hooks_of_upsample_and_conv_are_heard():
