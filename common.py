@@ -292,11 +292,19 @@ def new_training(Generator, Discriminator, settings, device):
     check_generator(G.eval(), torch.randn(64, settings["latent_dim"], device=device))
     check_discriminator(D, torch.randn(64, 1, 28, 28, device=device))
     G_ema = copy.deepcopy(G).requires_grad_(False).eval()
-    # beta 1 is 0 (the DCGAN paper has 0.5): no momentum, because an older gradient was taken
-    # against an opponent that has moved since. fused: one call for all weights, which is faster.
-    rate = settings["learning_rate"]
-    G_optimizer = torch.optim.Adam(G.parameters(), lr=rate, betas=(0.0, 0.999), fused=True)
-    D_optimizer = torch.optim.Adam(D.parameters(), lr=rate, betas=(0.0, 0.999), fused=True)
+    options = {
+        "lr": settings["learning_rate"],
+        # The first beta is 0 (the DCGAN paper has 0.5): no momentum, because an older gradient was
+        # taken against an opponent that has moved since.
+        "betas": (0.0, 0.999),
+        # Adam divides a gradient by the root of its mean square, so small gradients make steps as
+        # large as large ones do. With this it is the largest mean square so far (Reddi et al. 2018,
+        # arXiv:1904.09237): when gradients become smaller, so do the steps.
+        "amsgrad": True,
+        "fused": True,  # one call for all weights, which is faster
+    }
+    G_optimizer = torch.optim.Adam(G.parameters(), **options)
+    D_optimizer = torch.optim.Adam(D.parameters(), **options)
     return Training(G, D, G_ema, G_optimizer, D_optimizer)
 
 

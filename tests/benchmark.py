@@ -3,8 +3,8 @@
 Both train the same networks on the same images, in turns. The tutorial's loop is Algorithm 1 as it
 is mostly written: DataLoader with ToTensor and Normalize, float32, plain layers, a pass of D each
 for real and fake images, fresh z for the generator's step, probabilities and binary cross-entropy,
-.item() at every step. It has our Adam (0.001, no momentum), but neither the R1 penalty nor a moving
-average. `--beside` measures ours alone and beside a second training on the same machine.
+.item() at every step. It has our Adam (0.001, no momentum, AMSGrad), but neither the R1 penalty nor
+a moving average. `--beside` measures ours alone and beside a second training on the same machine.
 """
 
 import argparse
@@ -47,8 +47,9 @@ def tutorial_batches(folder):
 
 def train_tutorial(G, D, batches, steps, device):
     """So many steps; D gives logits. Returns the losses of each step, (D's, G's)."""
-    G_optimizer = torch.optim.Adam(G.parameters(), lr=1e-3, betas=(0.0, 0.999))
-    D_optimizer = torch.optim.Adam(D.parameters(), lr=1e-3, betas=(0.0, 0.999))
+    options = {"lr": 1e-3, "betas": (0.0, 0.999), "amsgrad": True}
+    G_optimizer = torch.optim.Adam(G.parameters(), **options)
+    D_optimizer = torch.optim.Adam(D.parameters(), **options)
     cross_entropy = nn.BCELoss()
     losses = []
     for images, _ in islice(batches, steps):

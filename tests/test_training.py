@@ -191,6 +191,21 @@ def steps(monkeypatch):
     return done
 
 
+@pytest.mark.parametrize("name", ["G", "D"])
+def test_small_gradients_after_a_large_one_make_small_steps(name):
+    """Reddi et al. (2018), Algorithm 2, without momentum. The mean square of the gradient 1 is
+    .001; after 1,000 zeros it would be a third of that, but the largest one counts."""
+    training = new_training(WhiteGenerator, OnePixel, learning_rate=0.1)
+    (weight,) = getattr(training, name).parameters()
+    optimizer = getattr(training, f"{name}_optimizer")
+    for gradient in [1, *[0] * 1000, 0.01]:
+        weight.grad = torch.full_like(weight, gradient)
+        before = weight.item()
+        optimizer.step()
+    largest = 0.001 / (1 - 0.999**1002)  # as Adam makes up for starting from 0
+    assert before - weight.item() == pytest.approx(0.1 * 0.01 / math.sqrt(largest), rel=1e-3)
+
+
 def test_the_penalty_comes_every_fourth_step_four_times_as_much(steps):
     training = new_training(WhiteGenerator, OnePixel)
     training.D_optimizer = descent(training.D, 0.1)
