@@ -1,8 +1,8 @@
 """What gan.py and dcgan.py share, in this order: constants and seeds, FashionMNIST, the networks on
 a CPU, training, sampling, figures, files, command line.
 
-The names are the papers': z latent vectors, x images, G generator, D discriminator. G_ema is the
-moving average of G, which swings from step to step; every image that is shown is drawn by G_ema.
+The names are the papers': z latent vectors, x images, G generator, D discriminator. From step to
+step G swings; G_ema is its moving average, by which every image that is shown is drawn.
 """
 # ruff: noqa: E402 (The checker of form expects all imports at the top. Some lines must come first.)
 
@@ -11,14 +11,15 @@ import sys
 from pathlib import Path
 
 # Some processors have an instruction, avx512_bf16, for bfloat16, numbers of 16 bits: half as much
-# to move and to multiply, with three digits. Linux lists a processor's instructions in this file.
+# to move and to multiply, with two to three digits. Linux lists a processor's instructions in this
+# file.
 cpuinfo = Path("/proc/cpuinfo")
 FAST_BFLOAT16 = cpuinfo.exists() and "avx512_bf16" in cpuinfo.read_text()
 
 # PyTorch's threads (of a library called GOMP) wait for each other in a loop, which keeps their
 # cores from other programs. This variable, read when torch is imported, lets them sleep after 5,000
-# turns, unless the user has set it. That helps in float32 and does harm in bfloat16; the reason is
-# not known (measured in outputs/README.md).
+# turns, unless the user has set it. That helps in float32 and does harm in bfloat16, which a run
+# takes where the processor has it; the reason is not known (measured in outputs/README.md).
 if not FAST_BFLOAT16:
     os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
@@ -184,7 +185,7 @@ def download(new):
 
 def fetch_debian_package(new):
     """Fetch the package on Debian and Ubuntu without installing it."""
-    # Only root may bring the lists of packages up to date, but others may use those that are there.
+    # Only root may bring the lists of packages up to date. Where that fails, the old ones may do.
     with contextlib.suppress(subprocess.SubprocessError):
         run_quietly(new, "apt-get", "update")
     run_quietly(new, "apt-get", "download", DEBIAN_PACKAGE)
@@ -215,8 +216,9 @@ def respect_cpu_quota():
 class UpsampleConv2d(nn.Conv2d):
     """nn.Upsample(scale_factor=2), then nn.Conv2d(C, K, 3, padding=1, bias=False).
 
-    x (N, C, H, W) to (N, K, 2H, 2W). On a CPU the two are computed together, which is faster. In
-    one dimension, of three pixels a b c and by a kernel k l m, Upsample and Conv make
+    x (N, C, H, W) to (N, K, 2H, 2W). There is no bias, since BatchNorm follows, which would take it
+    out. On a CPU the two are computed together, which is faster. In one dimension, of three pixels
+    a b c and by a kernel k l m, Upsample and Conv make
 
         a a b b c c  and then  la+ma  ka+la+mb  ka+lb+mb  kb+lb+mc  kb+lc+mc  kc+lc
 
@@ -224,9 +226,9 @@ class UpsampleConv2d(nn.Conv2d):
 
         ma  la  ka+mb  lb  kb+mc  lc  kc
 
-    to which each pixel has added its m, l and k times, two places after the pixel before. This is
-    called a transposed convolution, by the kernel turned round, m l k. It multiplies half as often;
-    in two dimensions, for the rows and for the columns, a quarter as often.
+    Here a has added ma, la, ka to the first three, b its mb, lb, kb two places later, and so on.
+    This is called a transposed convolution, by the kernel turned round, m l k. It multiplies half
+    as often; in two dimensions, for the rows and for the columns, a quarter as often.
     """
 
     def __init__(self, channels_in, channels_out):
@@ -237,10 +239,10 @@ class UpsampleConv2d(nn.Conv2d):
             return super().forward(F.interpolate(x, scale_factor=2))
         # The order in memory that is faster (see new_training); nn.Unflatten makes the other one.
         x = x.contiguous(memory_format=torch.channels_last)
-        # Turned round in height and width; the two numbers of channels are the other way, too.
+        # Turned round in height and width. conv_transpose2d takes (C, K, 3, 3), not (K, C, 3, 3).
         turned = self.weight.flip(2, 3).transpose(0, 1)
         numbers = F.conv_transpose2d(x, turned, stride=2)  # (N, K, 2H + 1, 2W + 1)
-        return SumOfNeighbours.apply(numbers)  # calls forward, and backward when it is time
+        return SumOfNeighbours.apply(numbers)  # how a Function is called
 
 
 class SumOfNeighbours(torch.autograd.Function):
@@ -294,12 +296,13 @@ def new_training(Generator, Discriminator, settings, device):
     G_ema = copy.deepcopy(G).requires_grad_(False).eval()
     options = {
         "lr": settings["learning_rate"],
-        # The first beta is 0 (the DCGAN paper has 0.5): no momentum, because an older gradient was
-        # taken against an opponent that has moved since.
+        # 0: no momentum (the DCGAN paper has 0.5), because an older gradient was taken against an
+        # opponent that has moved since. 0.999: the mean square is over some 1,000 steps.
         "betas": (0.0, 0.999),
-        # Adam divides a gradient by the root of its mean square, so small gradients make steps as
-        # large as large ones do. With this it is the largest mean square so far (Reddi et al. 2018,
-        # arXiv:1904.09237): when gradients become smaller, so do the steps.
+        # Adam divides each weight's gradient by the root of its mean square, so gradients that stay
+        # small soon make as large steps as large ones did, and G and D never come to rest. With
+        # amsgrad it is the largest mean square so far (Reddi et al. 2018, arXiv:1904.09237): when
+        # gradients become smaller, so do the steps.
         "amsgrad": True,
         "fused": True,  # one call for all weights, which is faster
     }
@@ -326,12 +329,13 @@ def check_generator(G, z):
 def check_discriminator(D, noise):
     """Raises UserError if D gives probabilities, or if its images depend on each other.
 
-    noise: images (N, 1, 28, 28). It is tried what D does, whatever its layers are called.
+    noise: images (N, 1, 28, 28). What D does is tried, whatever its layers are called.
     """
-    # Copies, since a pass may change what layers keep.
+    # Two copies: a pass may change what layers keep, and below the weights are changed.
     D, D_again = copy.deepcopy(D).train(), copy.deepcopy(D).train()
     torch.manual_seed(0)
     outputs = try_network("the discriminator", D, noise)
+    # The first image among the others, and now among copies of itself.
     torch.manual_seed(0)  # Dropout takes out the same again
     among_copies = try_network("the discriminator", D_again, noise[:1].repeat(len(noise), 1, 1, 1))
     rounding = 1e-4 * outputs.abs().max()
@@ -342,8 +346,8 @@ def check_discriminator(D, noise):
             "train_step take D(real) and D(fake.detach()) apart, take check_discriminator out of "
             "new_training, and train with --r1-gamma 0, since R1 needs independent images too"
         )
-    # Probabilities are above 0 and, if all weights and images are much larger, still from 0 to 1.
-    # Logits are not (of a last layer of zeros they are 0).
+    # Behind a Sigmoid all outputs are above 0, and at most 1 even if weights and images are 1,000
+    # times as large. Logits would leave that range, or are 0 if the last layer begins with zeros.
     with torch.no_grad():
         for weight in D.parameters():
             weight.mul_(1000)
@@ -372,13 +376,14 @@ def r1_penalty(D, x):
     In the paper D minimizes L + gamma R1. D_loss is L / 2 here (see train_step), so r1_gamma is
     gamma / 2.
     """
-    x = x.detach().requires_grad_()
-    logits = D(x)  # a second pass: in the first, x did not require a gradient
-    # train_step's autocast is switched off for the gradient: on CUDA it would compute it in
-    # float16, in which small gradients become 0 (a fault of PyTorch, issue 105682).
+    x = x.detach().requires_grad_()  # the same images, now with a gradient for each pixel
+    logits = D(x)  # another pass: for that of train_step the pixels needed no gradient
+    # The autocast of train_step (see there) is switched off for the gradient: on CUDA it would
+    # compute it in float16, in which small gradients become 0 (a fault of PyTorch, issue 105682).
     with torch.autocast(x.device.type, enabled=False):
-        # The gradient with respect to the images. An image's logit depends on no other image, so
-        # that of the sum holds that of each. create_graph: it will be differentiated once more.
+        # The gradient with respect to the images; [0]: `grad` returns one for each input. A logit
+        # depends on its own image alone, so of the sum of logits each image gets its own gradient.
+        # create_graph: the backward pass of train_step will differentiate the gradient once more.
         gradient = torch.autograd.grad(logits.sum(), x, create_graph=True)[0]
     return gradient.square().sum((1, 2, 3)).mean() / 2
 
@@ -391,8 +396,8 @@ def train_step(training, real, z, r1_weight, dtype):
     pairs of a real and a fake image in which the real one has the larger logit.
     """
     G, D = training.G, training.D
-    # In a block `with autocast`, layers compute in `dtype`, and sums and norms in float32. The
-    # weights and the losses stay in float32.
+    # In a block `with autocast`, Linear and Conv compute in `dtype`. Weights and losses stay in
+    # float32.
     autocast = torch.autocast(real.device.type, dtype, enabled=dtype is not torch.float32)
 
     # Discriminator: ascend log D(x) + log(1 - D(G(z))), that is, descend on binary cross-entropy.
@@ -400,7 +405,8 @@ def train_step(training, real, z, r1_weight, dtype):
     # softplus(t) = log(1 + e^t).
     with autocast:
         fake = G(z)
-        both = torch.cat([real, fake.detach()])  # one pass is faster than two
+        # detach: this pass is not to move G. One pass for both is faster than two.
+        both = torch.cat([real, fake.detach()])
         logits = D(both).float()
         penalty = r1_penalty(D, real) if r1_weight > 0 else 0
     real_logits, fake_logits = logits.chunk(2)
@@ -431,8 +437,9 @@ def update_average(G_ema, G, step):
     """Move each weight of G_ema by the share 9 / (10 + step) of its way to that of G.
 
     step counts from 0. With 1 / (1 + step), G_ema would be the plain mean of G over all steps, in
-    which swings cancel. Nine times as much lets old weights fade: half of the average comes from
-    the last 7% of the steps (0.93^9 is about 1/2). The 10 keeps the share below 1 at first.
+    which swings cancel. Nine times as much lets old weights fade: of the average at step s, a share
+    of (s / t)^9 is left at step t, so half of it comes from the last 7% of the steps (0.93^9 is
+    about 1/2). The 10 keeps the share below 1 at first.
     """
     for average, weight in zip(G_ema.parameters(), G.parameters(), strict=True):
         average.lerp_(weight, 9 / (10 + step))  # average += share * (weight - average)
@@ -443,6 +450,7 @@ def complete_average(G_ema, G, latent_dim):
     variance that BatchNorm keeps would not fit the averaged weights: they are measured."""
     for buffer, new in zip(G_ema.buffers(), G.buffers(), strict=True):
         buffer.copy_(new)
+    # Random numbers of their own, with which those of the training go on undisturbed.
     random = torch.Generator().manual_seed(BATCH_NORM_SEED)
     batches = torch.randn(BATCH_NORM_BATCHES, 128, latent_dim, generator=random)
     # It forgets what BatchNorm has kept, and passes these through G_ema in train mode.
@@ -485,8 +493,8 @@ def train(training, train_set, settings, first, last):
                 real = scale(images[batches[i]])
                 z = torch.randn(batch_size, latent_dim, device=device)
                 # R1 is another pass through D, so it comes in every fourth step, four times as much
-                # (Karras et al. 2020, arXiv:1912.04958). Its mean gradient stays the same; the mean
-                # of the squares, by whose root Adam divides D's gradient, becomes a little larger.
+                # (Karras et al. 2020, arXiv:1912.04958). The mean of its gradient stays the same;
+                # that of its square, a part of what Adam divides by, is four times as large.
                 r1_weight = R1_EVERY * settings["r1_gamma"] if step % R1_EVERY == 0 else 0
                 recorded[i] = train_step(training, real, z, r1_weight, dtype)
                 update_average(G_ema, G, step)
@@ -520,11 +528,11 @@ def summarize(epoch, recorded, samples, samples_before, seconds):
     for i, name in enumerate(RECORDED):
         values = recorded[:, i].cpu()
         row[f"{name}_mean"] = values.mean().item()
-        row[f"{name}_std"] = values.std(correction=0).item()  # of these steps: divided by N
+        row[f"{name}_std"] = values.std(correction=0).item()  # all steps are here: divided by N
     sample_change = (samples.float() - samples_before.float()).abs().mean().item()
     row["sample_change"] = sample_change if epoch > 1 else math.nan  # from untrained samples
     row["seconds"] = seconds
-    # Rounded as in the file, since with that a run goes on that was stopped.
+    # Rounded as in history.csv, so that figures drawn now and with --redraw are the same.
     return {name: float(f"{value:.6g}") for name, value in row.items()}
 
 
@@ -701,8 +709,8 @@ def draw_band(axes, history, name, factor, label, colour, line):
 
 
 def find_limits(histories):
-    """Limits of the loss axis: 98% of all bands of these runs, and ln 2. A loss that runs away in
-    one epoch would leave the others flat."""
+    """Limits of the loss axis: 98% of the edges of all bands of these runs, and ln 2. A loss that
+    runs away in one epoch would leave the others flat."""
     ends = []
     for history in histories:
         for name in ["D_loss", "G_loss"]:
@@ -791,13 +799,14 @@ def lock(folder):
     Raises UserError if one is in it, or if nothing can be written there."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / ".lock", "w")  # noqa: SIM115 (The caller closes it.)
+        file = open(folder / ".lock", "w")  # noqa: SIM115 (ruff wants `with`; the caller closes it)
     except OSError as error:
         raise UserError(error) from error
     try:
         import fcntl
 
-        # EX: one process at a time; NB: another one gets an error and does not wait.
+        # EX: one process at a time; NB: another one gets an error and does not wait. However the
+        # process ends, its lock ends with it.
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise UserError(f"{folder} is in use by another run: give another --outputs") from error
@@ -812,8 +821,9 @@ def read_program(script):
     folder = script.resolve().parent
     pythons = Path(os.__file__).parent  # where Python's own modules lie
     paths = {script.name: script, "common.py": Path(__file__)}
-    for module in list(sys.modules.values()):
+    for module in list(sys.modules.values()):  # all that has been imported
         file = Path(getattr(module, "__file__", None) or "")  # modules in C have none
+        # site-packages: the folder into which pip installs.
         is_installed = "site-packages" in file.parts or file.is_relative_to(pythons)
         # Some parts of PyTorch have a made up file, which is not a whole path.
         if file.suffix == ".py" and file.is_absolute() and not is_installed:
@@ -845,10 +855,10 @@ def find_changes(before, now, labels):
         old_value = before["settings"].get(name)
         if old_value != value:
             changes.append(f"{name} {old_value} {labels[0]}, {value} {labels[1]}")
-    for file in sorted(before["program"] | now["program"]):
+    for file in sorted(set(before["program"]) | set(now["program"])):  # the files of both
         old_text = before["program"].get(file, "")
         text = now["program"].get(file, "")
-        if file == "common.py":  # up to the heading, below which it only draws and writes
+        if file == "common.py":  # up to the heading: what is below it does not decide the numbers
             old_text = old_text.split("-- figures")[0]
             text = text.split("-- figures")[0]
         old_meaning, old_lines = read_code(old_text)
@@ -866,24 +876,29 @@ def read_code(text):
     its lines, where those of docstrings are empty."""
     lines = text.split("\n")
     try:
-        tree = ast.parse(text)  # of nodes: each statement is one, and each part of it
+        # A tree: a function is a branch of the program, a statement one of the function, and so on.
+        # Comments and blank lines are not in it.
+        tree = ast.parse(text)
     except (SyntaxError, ValueError):  # edited while Python was starting, which ran another text
         return text, lines
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)  # the statements of a function, a class or a loop
-        if isinstance(body, list):
-            docstrings = [part for part in body if is_docstring(part)]
-            for part in docstrings:
-                body.remove(part)
-                for i in range(part.lineno - 1, part.end_lineno):
+    for branch in ast.walk(tree):  # all of them, also the smallest
+        # Functions, classes and loops have a list of statements.
+        statements = getattr(branch, "body", None)
+        if isinstance(statements, list):
+            for docstring in [each for each in statements if is_text(each)]:
+                statements.remove(docstring)
+                for i in range(docstring.lineno - 1, docstring.end_lineno):
                     lines[i] = ""
-    return ast.dump(tree), lines  # dump: all of the tree in one text
+    return ast.dump(tree), lines  # dump: the tree as a text, without the numbers of the lines
 
 
-def is_docstring(node):
-    """A statement that is only a text."""
-    is_constant = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-    return is_constant and isinstance(node.value.value, str)
+def is_text(statement):
+    """Whether it is only a text: a docstring, or lines that somebody has put between quotes."""
+    # A statement that is only a value is an Expr and has that value, which is a Constant if it is
+    # written out, as 3 or "text". A Constant in turn has a value: the number or the text.
+    if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant):
+        return isinstance(statement.value.value, str)
+    return False
 
 
 def name_lines(old_lines, lines, labels):
@@ -923,7 +938,8 @@ def load_checkpoint(folder, training, settings, program):
         return []
     now = {"settings": settings, "program": program}
     try:
-        # map_location: also what was on a card; weights_only: it may not run code that is in it
+        # map_location: also what was on a graphics card. weights_only: no code that is in the file
+        # may run.
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         history = checkpoint["history"]
         changes = find_changes(checkpoint, now, ["before", "now"])
@@ -1002,7 +1018,7 @@ def run_script(script):
     gets the one that lies beside it, not today's. It does not train, since its __name__ is not
     "__main__"."""
     folder = script.parent.resolve()
-    # A folder may be a package.
+    # A folder may be a package, which is a module in several files.
     names = {path.stem for path in folder.iterdir() if path.suffix == ".py" or path.is_dir()}
     imported = dict(sys.modules)  # a copy, {name: module}, to be put back
     forget_modules(names)  # else `import` would take what is imported already
@@ -1044,8 +1060,8 @@ def parse_arguments(model, argv):
     parser = argparse.ArgumentParser(
         description=f"Train the {model} on FashionMNIST and draw its figures. The same command "
         "again goes on with an unfinished run.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,  # --help names the defaults
+        allow_abbrev=False,  # --seed, but not --se
     )
     add = parser.add_argument
     precisions = ["auto", "float32", "bfloat16"]
@@ -1071,6 +1087,7 @@ def parse_arguments(model, argv):
         if value is not None and not all(lowest <= each <= highest for each in values):
             option = name.replace("_", "-")
             end = f" to {highest:g}" if highest < math.inf else ""
+            # Prints this and ends the program.
             parser.error(f"--{option} {value}: it must be from {lowest:g}{end}")
     unused = ["epochs", "device", "sample_every", *SETTINGS] if args.redraw else []
     for name in unused:
@@ -1087,7 +1104,7 @@ def choose_device(name):
     elif name == "auto":
         name = "mps" if torch.backends.mps.is_available() else "cpu"
     try:
-        torch.ones(1, device=name).item()
+        torch.ones(1, device=name).item()  # item: waits until the device has done it
     except (RuntimeError, AssertionError) as error:  # PyTorch raises either: not there, busy, old
         reason = str(error).splitlines()[0]
         raise UserError(f"--device {name} cannot be used ({reason}): try --device cpu") from error
