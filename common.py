@@ -2,7 +2,7 @@
 a CPU, training, sampling, figures, files, command line.
 
 The names are the papers': z latent vectors, x images, G generator, D discriminator. From step to
-step G swings; G_ema is its moving average, by which every image that is shown is drawn.
+step G swings; G_ema is its moving average, which makes every generated image that is shown.
 """
 # ruff: noqa: E402 (The checker of form expects all imports at the top. Some lines must come first.)
 
@@ -10,9 +10,9 @@ import os
 import sys
 from pathlib import Path
 
-# Some processors have an instruction, avx512_bf16, for bfloat16, numbers of 16 bits: half as much
-# to move and to multiply, with two to three digits. Linux lists a processor's instructions in this
-# file.
+# Some processors have an instruction, avx512_bf16, for bfloat16, numbers of 16 bits: half as
+# much to move, twice as many multiplied at once, but only two to three digits. Linux lists the
+# instructions in this file.
 cpuinfo = Path("/proc/cpuinfo")
 FAST_BFLOAT16 = cpuinfo.exists() and "avx512_bf16" in cpuinfo.read_text()
 
@@ -127,6 +127,7 @@ def load_fashion_mnist(folder):
         train_set = FashionMNIST(folder, train=True)
         test_set = FashionMNIST(folder, train=False)
         for split, dataset in [("train", train_set), ("test", test_set)]:
+            # Of the bytes of the array, one for each pixel.
             if hashlib.sha256(dataset.data.numpy()).hexdigest() != PIXELS_SHA256[split]:
                 raise ValueError(f"the {split} images are not FashionMNIST's")
     except Exception as error:  # files and networks fail in many ways
@@ -242,7 +243,8 @@ class UpsampleConv2d(nn.Conv2d):
         # Turned round in height and width. conv_transpose2d takes (C, K, 3, 3), not (K, C, 3, 3).
         turned = self.weight.flip(2, 3).transpose(0, 1)
         numbers = F.conv_transpose2d(x, turned, stride=2)  # (N, K, 2H + 1, 2W + 1)
-        return SumOfNeighbours.apply(numbers)  # how a Function is called
+        # By apply, its `forward` is called now and its `backward` in loss.backward().
+        return SumOfNeighbours.apply(numbers)
 
 
 class SumOfNeighbours(torch.autograd.Function):
@@ -293,7 +295,7 @@ def new_training(Generator, Discriminator, settings, device):
     # eval: BatchNorm does not note these images. An epoch begins with train.
     check_generator(G.eval(), torch.randn(64, settings["latent_dim"], device=device))
     check_discriminator(D, torch.randn(64, 1, 28, 28, device=device))
-    G_ema = copy.deepcopy(G).requires_grad_(False).eval()
+    G_ema = copy.deepcopy(G).requires_grad_(False).eval()  # it is averaged, not trained
     options = {
         "lr": settings["learning_rate"],
         # 0: no momentum (the DCGAN paper has 0.5), because an older gradient was taken against an
@@ -346,9 +348,10 @@ def check_discriminator(D, noise):
             "train_step take D(real) and D(fake.detach()) apart, take check_discriminator out of "
             "new_training, and train with --r1-gamma 0, since R1 needs independent images too"
         )
-    # Behind a Sigmoid all outputs are above 0, and at most 1 even if weights and images are 1,000
-    # times as large. Logits would leave that range, or are 0 if the last layer begins with zeros.
-    with torch.no_grad():
+    # Now weights and images are made 1,000 times as large. A Sigmoid still gives 0 to 1; logits
+    # leave that range. (A last layer that begins with zeros has logits of exactly 0, before and
+    # after; outputs of a Sigmoid are above 0 before.)
+    with torch.no_grad():  # else weights may not be changed like this
         for weight in D.parameters():
             weight.mul_(1000)
     larger = try_network("the discriminator", D, 1000 * noise)
@@ -378,8 +381,9 @@ def r1_penalty(D, x):
     """
     x = x.detach().requires_grad_()  # the same images, now with a gradient for each pixel
     logits = D(x)  # another pass: for that of train_step the pixels needed no gradient
-    # The autocast of train_step (see there) is switched off for the gradient: on CUDA it would
-    # compute it in float16, in which small gradients become 0 (a fault of PyTorch, issue 105682).
+    # The autocast of train_step (see there) would also act on the computing of this gradient. On
+    # CUDA that would be in float16, whatever `dtype` is (a fault of PyTorch, issue 105682), where
+    # small gradients become 0. So it is switched off.
     with torch.autocast(x.device.type, enabled=False):
         # The gradient with respect to the images; [0]: `grad` returns one for each input. A logit
         # depends on its own image alone, so of the sum of logits each image gets its own gradient.
@@ -453,7 +457,8 @@ def complete_average(G_ema, G, latent_dim):
     # Random numbers of their own, with which those of the training go on undisturbed.
     random = torch.Generator().manual_seed(BATCH_NORM_SEED)
     batches = torch.randn(BATCH_NORM_BATCHES, 128, latent_dim, generator=random)
-    # It forgets what BatchNorm has kept, and passes these through G_ema in train mode.
+    # update_bn puts BatchNorm back to the beginning, passes these batches through G_ema in train
+    # mode, which averages their means and variances, and leaves G_ema in eval mode.
     update_bn(batches, G_ema, device_of(G_ema))
 
 
@@ -494,7 +499,8 @@ def train(training, train_set, settings, first, last):
                 z = torch.randn(batch_size, latent_dim, device=device)
                 # R1 is another pass through D, so it comes in every fourth step, four times as much
                 # (Karras et al. 2020, arXiv:1912.04958). The mean of its gradient stays the same;
-                # that of its square, a part of what Adam divides by, is four times as large.
+                # that of its square, a part of what Adam divides by, is four times as large, which
+                # makes D's steps a little smaller.
                 r1_weight = R1_EVERY * settings["r1_gamma"] if step % R1_EVERY == 0 else 0
                 recorded[i] = train_step(training, real, z, r1_weight, dtype)
                 update_average(G_ema, G, step)
@@ -553,7 +559,7 @@ def latent_vectors(latent_dim):
 def generate(G, z):
     """Images G(z) as uint8 (N, 28, 28) on the CPU, of a generator in eval mode."""
     x = G(z.to(device_of(G)))
-    if x.abs().max() > 1.01:  # 1, and rounding
+    if x.abs().max() > 1.01:  # a little more than 1 may be rounding
         warn_once("generated images leave [-1, 1] and are cut there: end G with nn.Tanh()")
     return ((x.clamp(-1, 1) + 1) * 127.5).round().byte().squeeze(1).cpu()
 
@@ -617,7 +623,7 @@ def plot_images(images, title, rows=(), blocks=1, right=(), columns=(), caption=
     axes.set_xticks(find_middles(columns, 8), columns)
     axes.set_yticks(find_middles(rows, count), rows)
     axes.tick_params(length=0, labeltop=True, labelbottom=False)
-    right_axis = axes.secondary_yaxis("right")
+    right_axis = axes.secondary_yaxis("right")  # a second axis, for labels on the other side
     right_axis.set_yticks(find_middles(right, count), right)
     right_axis.tick_params(length=0)
     right_axis.spines[:].set_visible(False)
@@ -720,7 +726,7 @@ def find_limits(histories):
     lowest, highest = np.quantile(ends, [0.01, 0.99])
     lowest = min(lowest, math.log(2))
     highest = max(highest, math.log(2))
-    margin = 0.05 * (highest - lowest) + 0.001  # of a single epoch the two may be equal
+    margin = 0.05 * (highest - lowest) + 0.001  # if all are ln 2, the two are equal
     return lowest - margin, highest + margin
 
 
@@ -855,17 +861,17 @@ def find_changes(before, now, labels):
         old_value = before["settings"].get(name)
         if old_value != value:
             changes.append(f"{name} {old_value} {labels[0]}, {value} {labels[1]}")
-    for file in sorted(set(before["program"]) | set(now["program"])):  # the files of both
+    for file in sorted(set(before["program"]) | set(now["program"])):  # the files of either
         old_text = before["program"].get(file, "")
         text = now["program"].get(file, "")
-        if file == "common.py":  # up to the heading: what is below it does not decide the numbers
+        if file == "common.py":  # up to the heading: what is below it trains nothing
             old_text = old_text.split("-- figures")[0]
             text = text.split("-- figures")[0]
         old_meaning, old_lines = read_code(old_text)
         meaning, lines = read_code(text)
         if meaning != old_meaning:
             named = name_lines(old_lines, lines, labels)
-            if not named:  # a line of a text in quotes may look like a comment
+            if not named:  # a line of a text in quotes may look like a comment, which is left out
                 named = ["is not the same"]
             changes += [f"{file} {line}" for line in named]
     return changes
@@ -879,10 +885,11 @@ def read_code(text):
         # A tree: a function is a branch of the program, a statement one of the function, and so on.
         # Comments and blank lines are not in it.
         tree = ast.parse(text)
-    except (SyntaxError, ValueError):  # edited while Python was starting, which ran another text
+    except (SyntaxError, ValueError):
+        # The file was edited after Python had read it: what lies there may be half an edit.
         return text, lines
     for branch in ast.walk(tree):  # all of them, also the smallest
-        # Functions, classes and loops have a list of statements.
+        # Functions, classes and loops have a list of statements; a lambda has one expression.
         statements = getattr(branch, "body", None)
         if isinstance(statements, list):
             for docstring in [each for each in statements if is_text(each)]:
@@ -905,7 +912,8 @@ def name_lines(old_lines, lines, labels):
     """The lines of a program that are not the same, with their numbers, without blank ones and
     comments."""
     changed = []
-    matcher = difflib.SequenceMatcher(a=old_lines, b=lines, autojunk=False)  # look at all lines
+    # autojunk would leave out lines that come often.
+    matcher = difflib.SequenceMatcher(a=old_lines, b=lines, autojunk=False)
     # Each of these says that old_lines[a:b] have become lines[c:d].
     for kind, a, b, c, d in matcher.get_opcodes():
         if kind != "equal":
@@ -965,7 +973,7 @@ def match_layout(optimizer):
     """Put Adam's averages into memory in the same order as their weights (see new_training). If a
     card has saved them, they are in the other one. The fused Adam goes through weights and averages
     as they lie in memory and does not look: it would take an average for that of another weight."""
-    # {weight: {"step": ..., "exp_avg": ..., "exp_avg_sq": ...}}
+    # {weight: {"step": ..., "exp_avg": ..., "exp_avg_sq": ..., "max_exp_avg_sq": ...}}
     for weight, averages in optimizer.state.items():
         for name, average in averages.items():
             # Not the number of steps.
@@ -974,7 +982,8 @@ def match_layout(optimizer):
 
 
 def load_history(folder):
-    """The rows of history.csv, a dictionary of numbers each. An empty cell is nan."""
+    """The rows of history.csv, a dictionary of numbers each. Empty cells, which older
+    runs have, are nan."""
     with open(folder / "history.csv", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     return [{name: float(value or "nan") for name, value in row.items()} for row in rows]
@@ -1065,8 +1074,8 @@ def parse_arguments(model, argv):
     )
     add = parser.add_argument
     precisions = ["auto", "float32", "bfloat16"]
-    add("--data", type=Path, default="data", help="folder of the images")
-    add("--outputs", type=Path, default="outputs", help="folder of all results")
+    add("--data", type=Path, default=Path("data"), help="folder of the images")
+    add("--outputs", type=Path, default=Path("outputs"), help="folder of all results")
     add("--redraw", action="store_true", help="train nothing, draw the figures of the run again")
     add("--device", default="auto", help="where to compute: auto, cpu, cuda, cuda:1, mps")
     add("--precision", choices=precisions, default="auto", help="numbers to compute with")
@@ -1241,7 +1250,8 @@ def run_model(model, script, Generator, Discriminator, folder, args):
                 print(f"--epochs {args.epochs}: nothing to train")
             for row, samples in train(training, train_set, settings, first, args.epochs):
                 longer = [*history, row]
-                # Before the checkpoint: killed in between, the epoch is trained again.
+                # Before the checkpoint: killed in between, the epoch is trained and saved again.
+                # The other way round, its samples would be missing.
                 save_results(folder, training.G_ema, longer)
                 save_samples(folder, samples, model, len(longer), args)
                 save_checkpoint(folder, training, settings, program, longer)

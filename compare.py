@@ -796,8 +796,8 @@ def main(argv=None):
     )
     default = [Path("outputs/gan"), Path("outputs/dcgan")]
     parser.add_argument("folders", nargs="*", type=Path, default=default, help="of the runs")
-    parser.add_argument("--outputs", type=Path, default="outputs", help="where to write")
-    parser.add_argument("--data", type=Path, default="data", help="folder of the images")
+    parser.add_argument("--outputs", type=Path, default=Path("outputs"), help="where to write")
+    parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the images")
     args = parser.parse_args(argv)
     arguments = [args.folders, args.outputs, args.data]
     common.run_for_people(compare, arguments, "fewer runs at a time may help")
