@@ -12,7 +12,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import common  # first: it sets what torch reads. The next line lets it stay first.
 
@@ -28,12 +27,12 @@ CLASSIFIER = Path(__file__).parent / "outputs" / "reference" / "classifier.pt"
 N = 10_000  # images on each side of a comparison
 PAIRS = 500  # of latent vectors, and the paths between them
 STEPS = 32  # of each path
-PERTURBED = 5000  # latent vectors, in one dimension by 2
+PERTURBED = 5000  # latent vectors that are moved, each in one dimension
 COPIES = 1000  # images whose nearest training image is looked for
-PARTS = 10  # into which the items are divided, for the spread of a measure
+PARTS = 10  # into which items are divided, see find_spread
 REAL = "real images"
 AT_ONCE = 100  # images that pass through a network together
-K = 5  # nearest neighbours that make an image's neighbourhood, as in Naeem et al. (2020)
+K = 5  # the neighbourhood of an image reaches to its fifth nearest other (Naeem et al. 2020)
 COMPARED_SEED = 2017  # of the images
 PATHS_SEED = 2018
 PERTURBED_SEED = 2019
@@ -87,14 +86,15 @@ def classify(classifier, images):
 
 
 # ---------------------------------------------------------------------------------- items of a run
-# A measure is computed from items, such as a number for each image, of one side or of two, such as
-# generated and real images: {measure: (side,)} or {measure: (side, other side)}.
+# What a measure is computed from, its items: a tensor, with a number or the features of each image,
+# for instance. Some measures take one such tensor, others two, of generated and of real images. So
+# items are {measure: (tensor,)} or {measure: (tensor, other)}.
 
 
 def image_items(images, classifier, real_features):
     """Of uint8 images (N, 28, 28). real_features: of test images, (N, 128)."""
     features, classes = classify(classifier, images)
-    filtered = median_filter(images)
+    filtered = median_filter(images)  # else single specks would pass for edges
     return {
         "Fréchet distance": (features, real_features),
         "precision": (features, real_features),
@@ -106,13 +106,13 @@ def image_items(images, classifier, real_features):
 
 
 def latent_items(G, latent_dim, classifier):
-    """Of paths from one latent vector to another, leaving out those on which the image stays the
-    same, and of perturbations of one dimension. Undefined (nan) if it does on all paths."""
+    """Of paths from one latent vector to another, without those on which the features stay the same
+    (nan if they do on all), and of perturbations of one dimension."""
     z = find_paths(latent_dim, STEPS + 1)
     features, _ = classify(classifier, generate_in_parts(G, z.flatten(0, 1)))
     features = features.view(PAIRS, STEPS + 1, -1)
-    changing = (features != features[:, :1]).any(dim=2).any(dim=1)
-    features = features[changing] if changing.any() else torch.full_like(features[:1], math.nan)
+    is_changing = (features != features[:, :1]).any(dim=2).any(dim=1)  # (PAIRS,)
+    features = features[is_changing] if is_changing.any() else torch.full_like(features, math.nan)
     steps = features.diff(dim=1).norm(dim=2)
     straight = (features[:, -1] - features[:, 0]).norm(dim=1)
     return {
@@ -123,20 +123,21 @@ def latent_items(G, latent_dim, classifier):
 
 
 def history_numbers(history):
-    """{measure: number} of the epochs: means of the last quarter, if these are two or more, the
-    largest loss over the usual one, if there are 20, and the seconds of all."""
+    """{measure: number}: means over the last quarter of the epochs (nan if that is only one), the
+    largest mean loss of an epoch over the usual one, and the seconds of all."""
     numbers = {}
     quarter = math.ceil(len(history) / 4)
-    for measure, name in [
+    for name, its_column in [
         ("change of the samples", "sample_change"),
         ("deviation of G's loss", "G_loss_std"),
         ("deviation of D's loss", "D_loss_std"),
     ]:
-        last = common.column(history, name)[-quarter:]
-        numbers[measure] = float(last.mean()) if quarter > 1 else math.nan
+        last = common.column(history, its_column)[-quarter:]
+        numbers[name] = float(last.mean()) if quarter > 1 else math.nan
     D_loss = common.column(history, "D_loss_mean")
     G_loss = common.column(history, "G_loss_mean")
     runaway = max(D_loss.max() / np.median(D_loss), G_loss.max() / np.median(G_loss))
+    # In a short run the first epochs, in which losses change most, decide what is usual.
     numbers["runaway"] = float(runaway) if len(history) >= 20 else math.nan
     numbers["seconds"] = float(common.column(history, "seconds").sum())
     return numbers
@@ -147,12 +148,13 @@ def find_paths(latent_dim, stops):
     random = torch.Generator().manual_seed(PATHS_SEED)
     z_a = torch.randn(PAIRS, 1, latent_dim, generator=random)
     z_b = torch.randn(PAIRS, 1, latent_dim, generator=random)
-    return interpolate(z_a, z_b, torch.linspace(0, 1, stops)[:, None])
+    t = torch.linspace(0, 1, stops)[:, None]  # (stops, 1), so that each pair meets each t
+    return interpolate(z_a, z_b, t)
 
 
 def perturbation_lengths(G, latent_dim, classifier):
-    """How far the features move when one dimension of z does, (PERTURBED,). The dimensions take
-    turns."""
+    """How far the features move when one dimension of z moves by two standard deviations, as in
+    latent_perturbation.png, (PERTURBED,). The dimensions take turns."""
     z = torch.randn(PERTURBED, latent_dim, generator=torch.Generator().manual_seed(PERTURBED_SEED))
     moved = z.clone()
     moved[torch.arange(PERTURBED), torch.arange(PERTURBED) % latent_dim] += 2
@@ -167,16 +169,22 @@ def generate_in_parts(G, z):
 
 
 def interpolate(a, b, t):
-    """From latent vectors a (t = 0) to b (t = 1), (..., L), on a great circle (slerp; White 2016),
-    so that they keep the usual length; of two or three numbers not always. One has no circle."""
-    if a.shape[-1] == 1:
+    """From latent vectors a (t = 0) to b (t = 1), (..., latent_dim), in equal angles around the
+    origin (slerp; White 2016, arXiv:1609.04468).
+
+    Latent vectors of many numbers have nearly the same length, and so has all on this path; in the
+    middle of a straight line they would be shorter than any that G was trained with.
+    """
+    if a.shape[-1] == 1:  # numbers have no angle between them
         return a + t * (b - a)
-    angle = torch.acos(F.cosine_similarity(a, b, dim=-1).clamp(-1, 1))[..., None]
+    cosine = F.cosine_similarity(a, b, dim=-1).clamp(-1, 1)  # beyond by rounding
+    angle = torch.acos(cosine)[..., None]
     return (torch.sin((1 - t) * angle) * a + torch.sin(t * angle) * b) / torch.sin(angle)
 
 
 def neighbourhood(features):
     """The distance (N,) of each point of (N, F) to its K-th nearest other point."""
+    # The nearest point of all is the point itself, so the fifth other one is the sixth.
     parts = [torch.cdist(part, features).kthvalue(K + 1).values for part in features.split(500)]
     return torch.cat(parts)
 
@@ -185,7 +193,7 @@ def share_near(points, centres):
     """The share of `points` (N, F) that lie within the neighbourhood of at least one of `centres`
     (M, F). Of generated images among real ones it is the precision, the other way round the recall
     of Kynkäänniemi et al. (2019)."""
-    radius = neighbourhood(centres)
+    radius = neighbourhood(centres)  # of each centre its own
     parts = [(torch.cdist(part, centres) <= radius).any(1) for part in points.split(500)]
     return torch.cat(parts).double().mean()
 
@@ -194,26 +202,29 @@ def median_filter(images):
     """The median of 3x3 pixels, (N, 28, 28) to (N, 26, 26) floats: it removes single specks."""
     parts = []
     for part in images.float().split(500):
-        windows = part.unfold(1, 3, 1).unfold(2, 3, 1)  # (500, 26, 26, 3, 3)
-        parts.append(windows.flatten(3).median(dim=3).values)
+        # All windows of 3 rows, and in them all of 3 columns: (500, 26, 26, 3, 3).
+        windows = part.unfold(1, 3, 1).unfold(2, 3, 1)
+        parts.append(windows.flatten(3).median(dim=3).values)  # of the nine pixels of each
     return torch.cat(parts)
 
 
 def sharpness(x):
-    """The variance (N,) of the Laplacian of images (N, H, W) (Pech-Pacheco et al. 2000)."""
+    """The variance (N,) of the Laplacian of images (N, H, W) (Pech-Pacheco et al. 2000).
+
+    The Laplacian is the sum of the four neighbours of a pixel minus four times itself: nearly 0 in
+    even areas and on slopes, large at edges, the larger the harder they are.
+    """
     neighbours = x[:, :-2, 1:-1] + x[:, 2:, 1:-1] + x[:, 1:-1, :-2] + x[:, 1:-1, 2:]
-    edges = neighbours - 4 * x[:, 1:-1, 1:-1]
-    return edges.flatten(1).var(1, correction=0)
+    laplacian = neighbours - 4 * x[:, 1:-1, 1:-1]
+    return laplacian.flatten(1).var(1, correction=0)  # all pixels are here: divided by N
 
 
 def find_nearest(images, others):
     """For each uint8 image (N, 28, 28) the index of its nearest among `others` (M, 28, 28), and the
     distance, both (N,): the root mean square difference of pixels, in grey levels of 0 to 255."""
-    x = images.flatten(1).float()
-    # 5,000 others at a time: all of them as floats take much memory.
-    distances = [torch.cdist(x, part.flatten(1).float()) / 28 for part in others.split(5000)]
-    smallest, indices = torch.cat(distances, dim=1).min(dim=1)
-    return indices, smallest
+    distances = torch.cdist(images.flatten(1).float(), others.flatten(1).float())
+    nearest = distances.min(dim=1)
+    return nearest.indices, nearest.values / 28  # 28 is the root of the number of pixels
 
 
 # ------------------------------------------------------------------------------------ the measures
@@ -229,14 +240,18 @@ def median(items):
 
 def frechet_distance(a, b):
     """Of normal distributions fitted to two sets of features (N, F) (Heusel et al. 2017):
-    |mean_a - mean_b|^2 + trace(A + B - 2 (A B)^(1/2)) with the covariances A and B."""
+    |mean_a - mean_b|^2 + trace(A + B - 2 (A B)^(1/2)) with the covariances A and B.
+
+    M^(1/2) is the matrix whose square is M. If M is symmetric, it has the eigenvectors of M, and
+    the roots of its eigenvalues. The trace is the sum of the eigenvalues.
+    """
     a = a.double()
     b = b.double()
-    A = a.T.cov()
+    A = a.T.cov()  # cov takes a row for each feature
     B = b.T.cov()
     values, vectors = torch.linalg.eigh(A)
-    root_A = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
-    # (A B)^(1/2) has the trace of (A^(1/2) B A^(1/2))^(1/2), which is symmetric.
+    root_A = (vectors * values.clamp(min=0).sqrt()) @ vectors.T  # a 0 may be -1e-16 by rounding
+    # A B is not symmetric, but A^(1/2) B A^(1/2) is, and has the same eigenvalues.
     trace_root = torch.linalg.eigvalsh(root_A @ B @ root_A).clamp(min=0).sqrt().sum()
     return (a.mean(0) - b.mean(0)).square().sum() + A.trace() + B.trace() - 2 * trace_root
 
@@ -247,7 +262,8 @@ def garment_shares(classes):
 
 
 def imbalance(classes):
-    """Half the sum of what the ten shares differ from 10%."""
+    """What some garments have above 10%, in all; the others lack as much, so it is counted twice
+    and halved."""
     return (garment_shares(classes) - 10).abs().sum() / 2
 
 
@@ -256,24 +272,25 @@ def tail(lengths):
     return lengths.quantile(0.99) / lengths.median()
 
 
-class Measure(NamedTuple):
+@dataclass
+class Measure:
     claim: str  # of a report; "" is said, but not judged
     name: str
-    statistic: Callable | None  # of one side or two; None: the history or settings.json says it
+    statistic: Callable | None  # a function of items; None: history or settings.json say it
     better: str  # "lower", "higher" or "like real"
     meaning: str
 
 
 MEASURES = [
     Measure("quality", "Fréchet distance", frechet_distance, "lower", "between all features"),
-    Measure("quality", "precision", share_near, "like real", "near a real one; blur, noise help"),
+    Measure("quality", "precision", share_near, "like real", "near a real one; raised by blur"),
     Measure("sharper", "sharpness", mean, "like real", "edges: variance of the Laplacian"),
     Measure("sharper", "grain", mean, "like real", "fine detail: difference from the 3x3 median"),
     Measure("more varied", "recall", share_near, "higher", "share of real ones near a generated"),
     Measure("more varied", "imbalance", imbalance, "lower", "of the ten garments, in %; 0: none"),
     Measure("smoother", "detour", median, "lower", "paths: length over straight line"),
     Measure("smoother", "jumps", median, "lower", "paths: largest step over mean step"),
-    Measure("smoother", "outliers", tail, "lower", "one z_i moved: largest change over usual"),
+    Measure("smoother", "outliers", tail, "lower", "one z_i moved: largest changes over usual"),
     Measure("more stable", "change of the samples", None, "lower", "grey levels an epoch*"),
     Measure("more stable", "deviation of G's loss", None, "lower", "in an epoch*"),
     Measure("more stable", "deviation of D's loss", None, "lower", "in an epoch*"),
@@ -286,13 +303,14 @@ MEASURES = [
 NEEDED = {  # without it, the measures of a claim are undefined
     "smoother": "images that change with z",
     "more stable": "five epochs",
-    "": "20 epochs",  # only runaway can be
+    "": "20 epochs",  # for runaway
 }
 
 
-class Result(NamedTuple):
+@dataclass
+class Result:
     values: list  # one for each seed
-    spread: float  # of one seed find_spread, of several their standard deviation; nan: not known
+    spread: float  # of one value by find_spread, of several their standard deviation, or nan
 
 
 def measure(items):
@@ -307,14 +325,16 @@ def measure(items):
 def find_spread(statistic, sides):
     """The standard deviation of a statistic if all its items, such as images, were drawn anew.
 
-    Both sides are divided into parts, and each part is measured by itself: so often is it drawn
-    anew, but with fewer items. With as many items as all parts together it deviates less, like a
-    mean, by the root of their number.
+    sides: one tensor of items or two. Each is divided into ten parts, and the statistic is taken of
+    each part. These ten values scatter more than values of all items would, by the root of 10 if
+    they are means; for other statistics that is about right (outputs/README.md: within 40%).
     """
     if min(len(side) for side in sides) < PARTS:
         return math.nan
-    parts = zip(*[side.tensor_split(PARTS) for side in sides], strict=True)
-    values = [float(statistic(*part)) for part in parts]
+    values = []
+    for i in range(PARTS):
+        part = [side.tensor_split(PARTS)[i] for side in sides]
+        values.append(float(statistic(*part)))
     return float(np.std(values, ddof=1) / math.sqrt(PARTS))
 
 
@@ -322,14 +342,14 @@ def find_better(row, results):
     """The label of the runs that are better than all others by more than chance, or None.
 
     The difference must be more than two of its standard deviations and, of several seeds, each must
-    be better than each of the others' seeds. results: {label: {measure: Result}}, real images among
-    them.
+    be better than each of the others' seeds. What is written alike is not better. results: {label:
+    {measure: Result}}, real images among them.
     """
-    scores = {}  # the lower, the better
-    for label, columns in results.items():
-        if label == REAL or row.claim == "" or not np.isfinite(columns[row.name].values).all():
+    scores = {}  # {label: (seeds,)}: the lower, the better
+    for label, column in results.items():
+        if label == REAL or row.claim == "" or not np.isfinite(column[row.name].values).all():
             continue
-        scores[label] = np.array(columns[row.name].values)
+        scores[label] = np.array(column[row.name].values)
         if row.better == "higher":
             scores[label] = -scores[label]
         if row.better == "like real":
@@ -341,21 +361,30 @@ def find_better(row, results):
         if label == best:
             continue
         found, other = results[best][row.name], results[label][row.name]
+        deviation = deviation_of_difference(found, other)
+        if row.better == "like real":
+            real = results[REAL][row.name]
+            is_between = np.mean(found.values) < real.values[0] < np.mean(other.values)
+            is_between |= np.mean(other.values) < real.values[0] < np.mean(found.values)
+            # Both distances are to the real images. On one side of them, their deviation makes both
+            # larger or smaller; in between, one larger and the other smaller.
+            if is_between:
+                deviation = math.hypot(deviation, 2 * real.spread)
         is_better = scores[label].min() > scores[best].max()
         difference = scores[label].mean() - scores[best].mean()
-        is_chance = not difference > 2 * deviation_of_difference(found, other)  # also of nan
-        if not is_better or is_chance or as_text(found) == as_text(other):
+        is_sure = difference > 2 * deviation  # False if the deviation is nan
+        if not is_better or not is_sure or mean_as_text(found) == mean_as_text(other):
             return None
     return best
 
 
 def deviation_of_difference(a, b):
-    """The standard deviation of the difference of two Results. A run alone beside several seeds is
-    taken to deviate as these do."""
+    """The standard deviation of the difference of the means of two Results, which are independent.
+    A run alone beside several seeds is taken to deviate as these do."""
     spread_a, spread_b = a.spread, b.spread
-    if len(a.values) == 1 < len(b.values):
+    if len(a.values) == 1 and len(b.values) > 1:
         spread_a = b.spread
-    if len(b.values) == 1 < len(a.values):
+    if len(b.values) == 1 and len(a.values) > 1:
         spread_b = a.spread
     return math.hypot(spread_a / math.sqrt(len(a.values)), spread_b / math.sqrt(len(b.values)))
 
@@ -372,21 +401,28 @@ def make_table(results):
     for row in MEASURES:
         better = find_better(row, results)
         cells = [row.claim, row.name, row.better]
-        for label, columns in results.items():
-            text = as_text(columns[row.name]) if row.name in columns else ""
+        for label, column in results.items():
+            text = as_text(column[row.name]) if row.name in column else ""
             cells.append(f"**{text}**" if label == better else text)
         lines.append(f"| {' | '.join(cells)} | {row.meaning}. |")
     return "\n".join(lines)
 
 
-def as_text(result):
-    """The mean of the seeds and the spread, if it is known, with one digit."""
+def mean_as_text(result):
+    """The mean of the seeds, with three digits, from 1,000 on with all before the point."""
     value = np.mean(result.values)
     if not math.isfinite(value):
         return "undefined"
-    text = f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
-    if not result.spread > 0:
+    # .3g would make 1e+03 of 999.5 and more.
+    return f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
+
+
+def as_text(result):
+    """The mean of the seeds and, if it is known, the spread, with one digit."""
+    text = mean_as_text(result)
+    if text == "undefined" or math.isnan(result.spread) or result.spread == 0:
         return text
+    # As 0.00002, not as 2e-05.
     digit = np.format_float_positional(result.spread, precision=1, fractional=False, trim="-")
     return f"{text} ± {digit}"
 
@@ -395,7 +431,7 @@ def explain_undefined(results):
     """A line for each measure that is undefined for some run."""
     lines = []
     for row in MEASURES:
-        cells = [columns[row.name] for columns in results.values() if row.name in columns]
+        cells = [column[row.name] for column in results.values() if row.name in column]
         if "undefined" in [as_text(cell) for cell in cells]:
             lines.append(f"- *{row.name}* is undefined where there are not {NEEDED[row.claim]}")
     return [*lines, ""] if lines else []
@@ -406,13 +442,16 @@ def make_verdicts(results):
     if len(results) < 3:  # one column and real images
         return []
     lines = ["Which model is better in how many measures of a claim:", ""]
-    for claim in dict.fromkeys(row.claim for row in MEASURES if row.claim != ""):
+    claims = [row.claim for row in MEASURES if row.claim != ""]
+    for claim in dict.fromkeys(claims):  # each once, in this order
         rows = [row for row in MEASURES if row.claim == claim]
-        names = {}
+        won = {}  # {label: the names of its measures}
         for row in rows:
-            names.setdefault(find_better(row, results) or "open", []).append(row.name)
-        ranking = sorted(names, key=lambda label: (label == "open", -len(names[label])))
-        parts = [f"{label} in {len(names[label])} ({', '.join(names[label])})" for label in ranking]
+            label = find_better(row, results) or "open"
+            won[label] = [*won.get(label, []), row.name]
+        # Who is better in most measures comes first, "open" last.
+        ranking = sorted(won, key=lambda label: (label == "open", -len(won[label])))
+        parts = [f"{label} in {len(won[label])} ({', '.join(won[label])})" for label in ranking]
         lines.append(f"- **{claim}**, of {len(rows)}: {'; '.join(parts)}")
     return [*lines, ""]
 
@@ -464,6 +503,7 @@ def plot_losses(columns):
     figure = Figure((common.WIDTH, common.WIDTH * 0.55))
     longest = max(len(history) for history in firsts.values())
     figure.suptitle("Losses: mean of each epoch, and its standard deviation as a band")
+    # squeeze: rows and columns, even if there is one of each.
     panels = figure.subplots(1, len(firsts), sharex=True, sharey=True, squeeze=False)[0]
     limits = common.find_limits(list(firsts.values()))
     for axes, (label, history) in zip(panels, firsts.items(), strict=True):
@@ -528,13 +568,14 @@ def plot_smoothness(jumps):
     figure.suptitle("From one latent vector to another: how even are the steps?")
     axes = figure.subplots()
     every = torch.cat([values[values.isfinite()] for values in jumps.values()])
+    # Where the axis ends; 2 is for generators whose steps are all alike.
     largest = max(2.0, float(every.quantile(0.99))) if len(every) else 2.0
     styles = ["-", "--", ":", "-."]
     for i, (label, values) in enumerate(jumps.items()):
         axes.hist(
             values.clamp(max=largest).numpy(),
-            np.linspace(1, largest, 30),
-            weights=np.full(len(values), 100 / len(values)),
+            np.linspace(1, largest, 30),  # the edges of the bins
+            weights=np.full(len(values), 100 / len(values)),  # so that all paths make 100%
             histtype="step",
             linewidth=1.6,
             linestyle=styles[i % 4],
@@ -551,9 +592,10 @@ def plot_garments(classes):
     figure = Figure((common.WIDTH, common.WIDTH * (0.3 + 0.13 * len(classes))))
     figure.suptitle("Share of each garment")
     axes = figure.subplots()
-    thickness = 0.84 / len(classes)
+    thickness = 0.84 / len(classes)  # of a bar; 0.16 is left between two garments
     hatches = ["", "/////", ".....", "xxxxx"]
     for i, (label, column) in enumerate(classes.items()):
+        # Side by side, the middle one of them (or the middle between two) at the garment's number.
         places = np.arange(10) + (i - (len(classes) - 1) / 2) * thickness
         shares = garment_shares(column).numpy()
         hatch = hatches[i % 4]
@@ -589,11 +631,15 @@ def load_runs(folders):
     for folder in folders:
         description, history, G = common.load_run(folder)
         settings = {**description["settings"], "epochs": len(history)}
-        seed = settings.pop("seed")
-        program = {}
-        for name in description["program"]:
-            program[name] = common.read_text(folder / name)
-        model, parameters = description["model"], description["parameters"]
+        try:
+            seed = settings.pop("seed")
+            program = {name: common.read_text(folder / name) for name in description["program"]}
+            model, parameters = description["model"], description["parameters"]
+        except (KeyError, OSError) as error:
+            raise common.UserError(
+                f"{folder} cannot be compared ({type(error).__name__}: {error}): it is not whole, "
+                "or it is of an older version of this repository"
+            ) from error
         runs.append(Run(folder, model, seed, settings, program, parameters, history, G))
     return runs
 
@@ -603,9 +649,9 @@ def find_differences(first, second, labels):
     models have scripts of their own, so only the files of both are compared."""
     sides = []
     for run in (first, second):
-        program = dict(run.program)
+        program = run.program
         if first.model != second.model:
-            both = first.program.keys() & second.program.keys()
+            both = set(first.program) & set(second.program)
             program = {name: run.program[name] for name in both}
         sides.append({"settings": run.settings, "program": program})
     return common.find_changes(*sides, labels)
@@ -615,24 +661,29 @@ def make_columns(runs):
     """{label: runs}; runs that differ in nothing but the seed are one column."""
     groups = []
     for run in runs:
-        for group in groups:
-            is_same = run.model == group[0].model and not find_differences(group[0], run, ["", ""])
-            if is_same and run.seed not in [other.seed for other in group]:
-                group.append(run)
-                break
-        else:  # it is of no group
+        fitting = [group for group in groups if is_of_group(run, group)]
+        if fitting:
+            fitting[0].append(run)
+        else:
             groups.append([run])
     columns = {}
-    for model in dict.fromkeys(run.model for run in runs):
+    for model in dict.fromkeys(run.model for run in runs):  # each once, in this order
         variants = [group for group in groups if group[0].model == model]
         for number, group in enumerate(variants, 1):
             columns[f"{model} {number}" if len(variants) > 1 else model] = group
     return columns
 
 
+def is_of_group(run, group):
+    """Whether a run is another seed of the same training as the runs of a group."""
+    first = group[0]
+    is_other_seed = run.seed not in [other.seed for other in group]
+    labels = ["", ""]  # the texts are not shown
+    return run.model == first.model and is_other_seed and not find_differences(first, run, labels)
+
+
 def measure_run(run, classifier, real_features, train_set):
-    """The items of a run, {measure: sides}, its numbers, {measure: number}, and what figures show
-    of it."""
+    """The items of a run, its numbers, {measure: number}, and what figures show of it."""
     latent_dim = run.settings["latent_dim"]
     z = torch.randn(N, latent_dim, generator=torch.Generator().manual_seed(COMPARED_SEED))
     images = generate_in_parts(run.G, z)
@@ -642,10 +693,10 @@ def measure_run(run, classifier, real_features, train_set):
         **latent_items(run.G, latent_dim, classifier),
         "nearest training image": (distances,),
     }
-    numbers = measure(items) | history_numbers(run.history)
+    numbers = {**measure(items), **history_numbers(run.history)}
     for network, count in run.parameters.items():
         numbers[f"parameters of {network}"] = count
-    shown = {
+    figure_parts = {
         "samples": common.generate(run.G, common.latent_vectors(latent_dim))[:16],
         "images": images[:8],
         "nearest": train_set.data[indices[:8]],
@@ -653,7 +704,7 @@ def measure_run(run, classifier, real_features, train_set):
         "classes": items["imbalance"][0],
         "jumps": items["jumps"][0],
     }
-    return items, numbers, shown
+    return items, numbers, figure_parts
 
 
 def find_results(items, numbers):
@@ -687,19 +738,20 @@ def compare(folders, outputs, data):
     real_features, _ = classify(classifier, test_set.data[:N])
     with common.lock(outputs), tqdm(runs, "measuring", disable=None) as bar:
         results = {}
-        shown = {}
+        shown = {}  # {what: {label: tensor}}
         for label, group in columns.items():
             measured = []
             for run in group:
                 measured.append(measure_run(run, classifier, real_features, train_set))
                 bar.update()
-            items, numbers, parts = measured[0]
-            for name, part in parts.items():
-                shown.setdefault(name, {})[label] = part
+            items, numbers, figure_parts = measured[0]
+            for name, part in figure_parts.items():
+                shown[name] = {**shown.get(name, {}), label: part}
             if len(group) == 1:
                 results[label] = find_results(items, numbers)
             else:
                 results[label] = join_results([numbers for _, numbers, _ in measured])
+        # The column of real images: training images beside the test images.
         items = image_items(train_set.data[:N], classifier, real_features)
         _, to_training = find_nearest(test_set.data[:COPIES], train_set.data)
         items["nearest training image"] = (to_training,)
@@ -791,7 +843,7 @@ def make_report(columns, results, accuracy):
 def main(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=argparse.RawDescriptionHelpFormatter,  # the lines as they are above
         allow_abbrev=False,
     )
     default = [Path("outputs/gan"), Path("outputs/dcgan")]
