@@ -31,7 +31,7 @@ PERTURBED = 5000  # latent vectors that are moved, each in one dimension
 COPIES = 1000  # images whose nearest training image is looked for
 PARTS = 10  # into which items are divided, see find_spread
 REAL = "real images"
-AT_ONCE = 100  # images that pass through a network together
+AT_ONCE = 100  # images that pass through a network together, to save memory
 K = 5  # the neighbourhood of an image reaches to its fifth nearest other (Naeem et al. 2020)
 COMPARED_SEED = 2017  # of the images
 PATHS_SEED = 2018
@@ -111,13 +111,14 @@ def latent_items(G, latent_dim, classifier):
     z = find_paths(latent_dim, STEPS + 1)
     features, _ = classify(classifier, generate_in_parts(G, z.flatten(0, 1)))
     features = features.view(PAIRS, STEPS + 1, -1)
-    is_changing = (features != features[:, :1]).any(dim=2).any(dim=1)  # (PAIRS,)
+    is_changing = (features != features[:, :1]).flatten(1).any(dim=1)  # (PAIRS,)
+    # nan becomes "undefined" in the table, and all else is measured.
     features = features[is_changing] if is_changing.any() else torch.full_like(features, math.nan)
     steps = features.diff(dim=1).norm(dim=2)
     straight = (features[:, -1] - features[:, 0]).norm(dim=1)
     return {
         "detour": (steps.sum(1) / straight,),
-        "jumps": (steps.amax(1) / steps.mean(1),),
+        "jumps": (steps.amax(1) / steps.mean(1),),  # amax: max, without the index
         "outliers": (perturbation_lengths(G, latent_dim, classifier),),
     }
 
@@ -157,7 +158,8 @@ def perturbation_lengths(G, latent_dim, classifier):
     latent_perturbation.png, (PERTURBED,). The dimensions take turns."""
     z = torch.randn(PERTURBED, latent_dim, generator=torch.Generator().manual_seed(PERTURBED_SEED))
     moved = z.clone()
-    moved[torch.arange(PERTURBED), torch.arange(PERTURBED) % latent_dim] += 2
+    rows = torch.arange(PERTURBED)
+    moved[rows, rows % latent_dim] += 2  # in each row one dimension
     features, _ = classify(classifier, generate_in_parts(G, z))
     moved_features, _ = classify(classifier, generate_in_parts(G, moved))
     return (moved_features - features).norm(dim=1)
@@ -169,13 +171,13 @@ def generate_in_parts(G, z):
 
 
 def interpolate(a, b, t):
-    """From latent vectors a (t = 0) to b (t = 1), (..., latent_dim), in equal angles around the
-    origin (slerp; White 2016, arXiv:1609.04468).
+    """From latent vectors a (t = 0) to b (t = 1), (..., latent_dim), in nearly equal angles around
+    the origin (slerp; White 2016, arXiv:1609.04468).
 
     Latent vectors of many numbers have nearly the same length, and so has all on this path; in the
-    middle of a straight line they would be shorter than any that G was trained with.
+    middle of a straight line they would be shorter than nearly all that G was trained with.
     """
-    if a.shape[-1] == 1:  # numbers have no angle between them
+    if a.shape[-1] == 1:  # the angle between numbers is 0 or 180 degrees, and its sine 0
         return a + t * (b - a)
     cosine = F.cosine_similarity(a, b, dim=-1).clamp(-1, 1)  # beyond by rounding
     angle = torch.acos(cosine)[..., None]
@@ -216,7 +218,7 @@ def sharpness(x):
     """
     neighbours = x[:, :-2, 1:-1] + x[:, 2:, 1:-1] + x[:, 1:-1, :-2] + x[:, 1:-1, 2:]
     laplacian = neighbours - 4 * x[:, 1:-1, 1:-1]
-    return laplacian.flatten(1).var(1, correction=0)  # all pixels are here: divided by N
+    return laplacian.flatten(1).var(1, correction=0)  # divided by their number
 
 
 def find_nearest(images, others):
@@ -245,7 +247,7 @@ def frechet_distance(a, b):
     M^(1/2) is the matrix whose square is M. If M is symmetric, it has the eigenvectors of M, and
     the roots of its eigenvalues. The trace is the sum of the eigenvalues.
     """
-    a = a.double()
+    a = a.double()  # 16 digits instead of 7
     b = b.double()
     A = a.T.cov()  # cov takes a row for each feature
     B = b.T.cov()
@@ -281,8 +283,10 @@ class Measure:
     meaning: str
 
 
+# Blur takes odd details away, so blurred images lie near real ones more often than real images do:
+# a precision above theirs is no better. The same holds for sharpness and noise.
 MEASURES = [
-    Measure("quality", "Fréchet distance", frechet_distance, "lower", "between all features"),
+    Measure("quality", "Fréchet distance", frechet_distance, "lower", "to test images' features"),
     Measure("quality", "precision", share_near, "like real", "near a real one; raised by blur"),
     Measure("sharper", "sharpness", mean, "like real", "edges: variance of the Laplacian"),
     Measure("sharper", "grain", mean, "like real", "fine detail: difference from the 3x3 median"),
@@ -326,8 +330,8 @@ def find_spread(statistic, sides):
     """The standard deviation of a statistic if all its items, such as images, were drawn anew.
 
     sides: one tensor of items or two. Each is divided into ten parts, and the statistic is taken of
-    each part. These ten values scatter more than values of all items would, by the root of 10 if
-    they are means; for other statistics that is about right (outputs/README.md: within 40%).
+    each part. A mean of a tenth of the items scatters more than one of all, by the root of 10; for
+    other statistics that is about right (outputs/README.md: within 40%).
     """
     if min(len(side) for side in sides) < PARTS:
         return math.nan
@@ -363,12 +367,12 @@ def find_better(row, results):
         found, other = results[best][row.name], results[label][row.name]
         deviation = deviation_of_difference(found, other)
         if row.better == "like real":
+            # Of two numbers above the real one, r, the distances are o - r and f - r, and r cancels
+            # in their difference. With r in between they are o - r and r - f, the difference is
+            # o + f - 2r, and the deviation of r counts twice.
             real = results[REAL][row.name]
-            is_between = np.mean(found.values) < real.values[0] < np.mean(other.values)
-            is_between |= np.mean(other.values) < real.values[0] < np.mean(found.values)
-            # Both distances are to the real images. On one side of them, their deviation makes both
-            # larger or smaller; in between, one larger and the other smaller.
-            if is_between:
+            lower, upper = sorted([np.mean(found.values), np.mean(other.values)])
+            if lower < real.values[0] < upper:
                 deviation = math.hypot(deviation, 2 * real.spread)
         is_better = scores[label].min() > scores[best].max()
         difference = scores[label].mean() - scores[best].mean()
@@ -379,8 +383,12 @@ def find_better(row, results):
 
 
 def deviation_of_difference(a, b):
-    """The standard deviation of the difference of the means of two Results, which are independent.
-    A run alone beside several seeds is taken to deviate as these do."""
+    """The standard deviation of the difference of the means of two Results.
+
+    They are taken as independent: variances add, and that of a mean of n seeds is an n-th. (The
+    test images are the same for both, so the difference deviates rather less.) A run alone beside
+    several seeds is taken to deviate as these do.
+    """
     spread_a, spread_b = a.spread, b.spread
     if len(a.values) == 1 and len(b.values) > 1:
         spread_a = b.spread
@@ -399,11 +407,11 @@ def make_table(results):
         f"|{'---|' * (len(results) + 4)}",
     ]
     for row in MEASURES:
-        better = find_better(row, results)
+        winner = find_better(row, results)
         cells = [row.claim, row.name, row.better]
         for label, column in results.items():
             text = as_text(column[row.name]) if row.name in column else ""
-            cells.append(f"**{text}**" if label == better else text)
+            cells.append(f"**{text}**" if label == winner else text)
         lines.append(f"| {' | '.join(cells)} | {row.meaning}. |")
     return "\n".join(lines)
 
@@ -420,9 +428,9 @@ def mean_as_text(result):
 def as_text(result):
     """The mean of the seeds and, if it is known, the spread, with one digit."""
     text = mean_as_text(result)
-    if text == "undefined" or math.isnan(result.spread) or result.spread == 0:
+    if text == "undefined" or math.isnan(result.spread) or result.spread == 0:  # 0: all alike
         return text
-    # As 0.00002, not as 2e-05.
+    # One digit, as 0.00002, not as 2e-05.
     digit = np.format_float_positional(result.spread, precision=1, fractional=False, trim="-")
     return f"{text} ± {digit}"
 
@@ -757,7 +765,7 @@ def compare(folders, outputs, data):
         items["nearest training image"] = (to_training,)
         results[REAL] = find_results(items, measure(items))
 
-        bar.close()
+        bar.close()  # else it would stand in the report
         report = make_report(columns, results, accuracy)
         common.save(outputs / "comparison.md", report.encode(), needed=True)
         print(report)
@@ -779,10 +787,10 @@ def compare(folders, outputs, data):
 
 
 ONE_SEED = (
-    "±: standard deviation if images, paths and perturbations were drawn anew from the same "
-    "training. **Another seed may give another answer**: how much trainings differ is not in it, "
-    "and no verdict is given for measures of the history (more stable), whose epochs are not "
-    "independent. Bold: better, by more than two standard deviations of the difference."
+    "±: standard deviation if images (real ones, too), paths and perturbations were drawn anew "
+    "from the same training. **Another seed may give another answer**: how much trainings differ "
+    "is not in it, and no verdict is given for measures of the history (more stable), whose epochs "
+    "are not independent. Bold: better, by more than two standard deviations of the difference."
 )
 SEVERAL_SEEDS = (
     "±: standard deviation over the seeds. Bold: better with every seed than the other with any, "
@@ -795,10 +803,10 @@ SEVERAL_SEEDS = (
 def make_report(columns, results, accuracy):
     """comparison.md."""
     labels = list(columns)
-    runs = []
+    about_runs = []
     for label, group in columns.items():
         folders = ", ".join(str(run.folder) for run in group)
-        runs.append(f"- {label}: {folders}, after epoch {len(group[0].history)}")
+        about_runs.append(f"- {label}: {folders}, after epoch {len(group[0].history)}")
     for label in labels[1:]:
         first, other = columns[labels[0]][0], columns[label][0]
         changes = find_differences(first, other, [f"in {labels[0]}", f"in {label}"])
@@ -806,7 +814,7 @@ def make_report(columns, results, accuracy):
         if seeds[0] != seeds[1]:
             changes.insert(0, f"seeds {seeds[0]} in {labels[0]}, {seeds[1]} in {label}")
         if changes:
-            runs.append(f"- **Not the same conditions**: {common.shorten(changes)}")
+            about_runs.append(f"- **Not the same conditions**: {common.shorten(changes)}")
     has_several = any(len(group) > 1 for group in columns.values())
     captions = []
     for name, (english, chinese) in CAPTIONS.items():
@@ -816,7 +824,7 @@ def make_report(columns, results, accuracy):
         f"{accuracy:.4f}. Real images: training images, which it was trained on (nearest training "
         "image: test images).",
         "",
-        *runs,
+        *about_runs,
         "",
         make_table(results),
         "",
@@ -829,7 +837,7 @@ def make_report(columns, results, accuracy):
         "which removes single specks. Usual: the median. A copy moved by a pixel is not found.",
         "",
         "\\* Last quarter of the run. Samples change less in a longer run; losses deviate least "
-        "where D cannot decide.",
+        "where D cannot decide and they stay at ln 2.",
         "",
         *make_verdicts(results),
         "Figures and captions:",
