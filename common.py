@@ -982,8 +982,8 @@ def match_layout(optimizer):
 
 
 def load_history(folder):
-    """The rows of history.csv, a dictionary of numbers each. Empty cells, which older
-    runs have, are nan."""
+    """The rows of history.csv, a dictionary of numbers each. Empty cells, which older runs have,
+    are nan."""
     with open(folder / "history.csv", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     return [{name: float(value or "nan") for name, value in row.items()} for row in rows]

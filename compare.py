@@ -335,9 +335,10 @@ def find_spread(statistic, sides):
     """
     if min(len(side) for side in sides) < PARTS:
         return math.nan
+    divided = [side.tensor_split(PARTS) for side in sides]
     values = []
     for i in range(PARTS):
-        part = [side.tensor_split(PARTS)[i] for side in sides]
+        part = [parts[i] for parts in divided]
         values.append(float(statistic(*part)))
     return float(np.std(values, ddof=1) / math.sqrt(PARTS))
 

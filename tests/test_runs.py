@@ -93,9 +93,8 @@ def test_a_seed_gives_the_same_run_and_another_seed_another(trained_once, data, 
     assert read_history(other)[0] != read_history(trained_once)[0]
 
 
-def test_a_checkpoint_of_a_card_goes_on_the_same_on_a_cpu(data, tmp_path):
+def test_a_checkpoint_of_a_card_goes_on_the_same_on_a_cpu(trained_dcgan_once, data, tmp_path):
     """A card has the numbers of a weight, and Adam's of it, in another order in memory."""
-    straight = train(dcgan, tmp_path / "straight", data, "--epochs", 2)
     folder = train(dcgan, tmp_path, data, "--epochs", 1)
     checkpoint = torch.load(folder / "checkpoint.pt", weights_only=True)
 
@@ -109,7 +108,7 @@ def test_a_checkpoint_of_a_card_goes_on_the_same_on_a_cpu(data, tmp_path):
     torch.save(reorder(checkpoint), folder / "checkpoint.pt")
     train(dcgan, tmp_path, data, "--epochs", 2)
     (folder / "samples_epoch_001.png").unlink()
-    assert_same_run(folder, straight)
+    assert_same_run(folder, trained_dcgan_once)
 
 
 def test_a_finished_run_is_drawn_again_without_training(trained, data, capsys):
