@@ -18,14 +18,15 @@ FAST_BFLOAT16 = cpuinfo.exists() and "avx512_bf16" in cpuinfo.read_text()
 
 # PyTorch's threads (of a library called GOMP) wait for each other in a loop, which keeps their
 # cores from other programs. This variable, read when torch is imported, lets them sleep after 5,000
-# turns, unless the user has set it. That helps in float32 and does harm in bfloat16, which a run
-# takes where the processor has it; the reason is not known (measured in outputs/README.md).
+# turns instead of 300,000, unless the user has set it. That helps in float32 and does harm in
+# bfloat16, which a run takes where the processor has it; the reason is not known (measured in
+# outputs/README.md).
 if not FAST_BFLOAT16:
     os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
-# A notebook sets this variable to its own way of drawing. A program that it starts inherits it and
-# may lack the package for it, so it draws by "agg", into files. In the notebook itself, where the
-# module ipykernel runs, it stays.
+# A notebook sets this variable to its own way of drawing, and the programs that it starts inherit
+# it. Where such a program lacks the package for that, `import matplotlib` fails. So it is set to
+# "agg", which draws into files. In the notebook itself, where the module ipykernel runs, it stays.
 backend = os.environ.get("MPLBACKEND")
 if backend == "module://matplotlib_inline.backend_inline" and "ipykernel" not in sys.modules:
     os.environ["MPLBACKEND"] = "agg"
@@ -66,14 +67,15 @@ from tqdm import tqdm
 
 # ----------------------------------------------------------------------------- constants and seeds
 
-# What decides the numbers of a run, apart from its program.
+# What decides the numbers of a run, apart from its program, and from the device: with another
+# device a run may go on.
 SETTINGS = ["batch_size", "learning_rate", "r1_gamma", "latent_dim", "seed", "precision", "limit"]
 RECORDED = ["D_loss", "G_loss", "D_x", "D_G_z", "D_right"]  # in each step, see train_step
 R1_EVERY = 4  # steps from one R1 penalty to the next
 
-# Latent vectors that are the same in every run and for both models.
-LATENT_SEED = 2014  # of all figures
-BATCH_NORM_SEED = 2015  # to measure BatchNorm with
+# Of latent vectors that are the same in every run (of one --latent-dim) and for both models.
+LATENT_SEED = 2014  # those of all figures
+BATCH_NORM_SEED = 2015  # those to measure BatchNorm with
 BATCH_NORM_BATCHES = 20  # of 128 latent vectors
 
 
@@ -106,7 +108,7 @@ ADDRESSES = [
 DEBIAN_PACKAGE = "dataset-fashion-mnist"
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # where that package puts its files
 TIMEOUT = 20  # seconds without an answer from the network
-PIXELS_SHA256 = {  # a fingerprint of all pixels: if one is another, so is the fingerprint
+PIXELS_SHA256 = {  # a fingerprint of all pixels: if one pixel changes, it is another
     "train": "2e487a6c89124f78f2d7521542223cafe96f7123c3ca13d447772ac6ecbb3012",
     "test": "c867c93ff95360594e8ec3287995350b824dd110b11595c0e13d5423f621867a",
 }
@@ -127,7 +129,7 @@ def load_fashion_mnist(folder):
         train_set = FashionMNIST(folder, train=True)
         test_set = FashionMNIST(folder, train=False)
         for split, dataset in [("train", train_set), ("test", test_set)]:
-            # Of the bytes of the array, one for each pixel.
+            # The fingerprint is of the array's bytes, one for each pixel.
             if hashlib.sha256(dataset.data.numpy()).hexdigest() != PIXELS_SHA256[split]:
                 raise ValueError(f"the {split} images are not FashionMNIST's")
     except Exception as error:  # files and networks fail in many ways
@@ -151,8 +153,9 @@ def fetch_files(folder, raw):
             unpack(places[0], new)
         else:
             download(new)
-        for path in new.rglob("*-ubyte"):  # what is unpacked, in whatever folder below
-            os.replace(path, raw / path.name)
+        for name, _ in FILES:
+            unpacked = name.removesuffix(".gz")
+            os.replace(new / unpacked, raw / unpacked)
 
 
 def has_files(place):
@@ -191,7 +194,7 @@ def fetch_debian_package(new):
         run_quietly(new, "apt-get", "update")
     run_quietly(new, "apt-get", "download", DEBIAN_PACKAGE)
     archive = next(new.glob("*.deb"))
-    run_quietly(new, "dpkg-deb", "--extract", archive, new)
+    run_quietly(new, "dpkg-deb", "--extract", archive.name, ".")  # both lie in `new`
     # In the package the folder is usr/share/..., without the first slash; now it is below `new`.
     unpack(new / DEBIAN_FOLDER.relative_to("/"), new)
 
@@ -219,16 +222,16 @@ class UpsampleConv2d(nn.Conv2d):
 
     x (N, C, H, W) to (N, K, 2H, 2W). There is no bias, since BatchNorm follows, which would take it
     out. On a CPU the two are computed together, which is faster. In one dimension, of three pixels
-    a b c and by a kernel k l m, Upsample and Conv make
+    a b c and by a kernel p q r, Upsample and Conv make
 
-        a a b b c c  and then  la+ma  ka+la+mb  ka+lb+mb  kb+lb+mc  kb+lc+mc  kc+lc
+        a a b b c c  and then  qa+ra  pa+qa+rb  pa+qb+rb  pb+qb+rc  pb+qc+rc  pc+qc
 
     These are the sums of neighbours of seven numbers (H = 3 pixels: 2H + 1 numbers and 2H sums),
 
-        ma  la  ka+mb  lb  kb+mc  lc  kc
+        ra  qa  pa+rb  qb  pb+rc  qc  pc
 
-    Here a has added ma, la, ka to the first three, b its mb, lb, kb two places later, and so on.
-    This is called a transposed convolution, by the kernel turned round, m l k. It multiplies half
+    Here a has added ra, qa, pa to the first three, b its rb, qb, pb two places later, and so on.
+    This is called a transposed convolution, by the kernel turned round, r q p. It multiplies half
     as often; in two dimensions, for the rows and for the columns, a quarter as often.
     """
 
@@ -237,7 +240,8 @@ class UpsampleConv2d(nn.Conv2d):
 
     def forward(self, x):
         if x.device.type != "cpu":
-            return super().forward(F.interpolate(x, scale_factor=2))
+            upsampled = F.interpolate(x, scale_factor=2)  # what nn.Upsample does
+            return super().forward(upsampled)
         # The order in memory that is faster (see new_training); nn.Unflatten makes the other one.
         x = x.contiguous(memory_format=torch.channels_last)
         # Turned round in height and width. conv_transpose2d takes (C, K, 3, 3), not (K, C, 3, 3).
@@ -335,9 +339,9 @@ def check_discriminator(D, noise):
     """
     # Two copies: a pass may change what layers keep, and below the weights are changed.
     D, D_again = copy.deepcopy(D).train(), copy.deepcopy(D).train()
+    # What D says of the first image among the others, and then among copies of itself.
     torch.manual_seed(0)
     outputs = try_network("the discriminator", D, noise)
-    # The first image among the others, and now among copies of itself.
     torch.manual_seed(0)  # Dropout takes out the same again
     among_copies = try_network("the discriminator", D_again, noise[:1].repeat(len(noise), 1, 1, 1))
     rounding = 1e-4 * outputs.abs().max()
@@ -349,8 +353,8 @@ def check_discriminator(D, noise):
             "new_training, and train with --r1-gamma 0, since R1 needs independent images too"
         )
     # Now weights and images are made 1,000 times as large. A Sigmoid still gives 0 to 1; logits
-    # leave that range. (A last layer that begins with zeros has logits of exactly 0, before and
-    # after; outputs of a Sigmoid are above 0 before.)
+    # leave that range. (But not those of a last layer that begins with zeros: they are 0 before and
+    # after. So what a Sigmoid gives must be above 0 before.)
     with torch.no_grad():  # else weights may not be changed like this
         for weight in D.parameters():
             weight.mul_(1000)
@@ -372,7 +376,8 @@ def try_network(name, network, x):
 
 
 def r1_penalty(D, x):
-    """R1 of Mescheder et al. (2018, arXiv:1801.04406): 1/2 E |grad D(x)|^2 of D's logit.
+    """R1 of Mescheder et al. (2018, arXiv:1801.04406): half the mean, over real images, of the
+    squared length of the gradient of D's logit with respect to the pixels.
 
     x: real images (N, 1, 28, 28). Returns a scalar. G follows D's gradient. If that is large where
     images are real already, G is driven past them and back again; if it is small, G can settle.
@@ -380,10 +385,10 @@ def r1_penalty(D, x):
     gamma / 2.
     """
     x = x.detach().requires_grad_()  # the same images, now with a gradient for each pixel
-    logits = D(x)  # another pass: for that of train_step the pixels needed no gradient
-    # The autocast of train_step (see there) would also act on the computing of this gradient. On
-    # CUDA that would be in float16, whatever `dtype` is (a fault of PyTorch, issue 105682), where
-    # small gradients become 0. So it is switched off.
+    logits = D(x)  # a pass of its own: in that of train_step the pixels have no gradient
+    # train_step calls this under autocast, which lets layers compute in numbers of 16 bits (see
+    # there). It must not act on the gradient: on CUDA that would be in float16 even when bfloat16
+    # was asked for (a fault of PyTorch, issue 105682), and in float16 small gradients become 0.
     with torch.autocast(x.device.type, enabled=False):
         # The gradient with respect to the images; [0]: `grad` returns one for each input. A logit
         # depends on its own image alone, so of the sum of logits each image gets its own gradient.
@@ -393,15 +398,15 @@ def r1_penalty(D, x):
 
 
 def train_step(training, real, z, r1_weight, dtype):
-    """One iteration of Algorithm 1 of Goodfellow et al. (2014), with k = 1.
+    """One iteration of Algorithm 1 of Goodfellow et al. (2014), with one step of D (k = 1).
 
     real: images (N, 1, 28, 28) in [-1, 1]; z: latent vectors (N, latent_dim). Returns (5,), what
     RECORDED names: both losses without the penalty, the means of D(x) and D(G(z)), and the share of
     pairs of a real and a fake image in which the real one has the larger logit.
     """
     G, D = training.G, training.D
-    # In a block `with autocast`, Linear and Conv compute in `dtype`. Weights and losses stay in
-    # float32.
+    # In a block `with autocast`, Linear and Conv compute in `dtype`, and their outputs are of it.
+    # Weights stay in float32, and float() makes the logits float32 again, for the losses.
     autocast = torch.autocast(real.device.type, dtype, enabled=dtype is not torch.float32)
 
     # Discriminator: ascend log D(x) + log(1 - D(G(z))), that is, descend on binary cross-entropy.
@@ -441,9 +446,10 @@ def update_average(G_ema, G, step):
     """Move each weight of G_ema by the share 9 / (10 + step) of its way to that of G.
 
     step counts from 0. With 1 / (1 + step), G_ema would be the plain mean of G over all steps, in
-    which swings cancel. Nine times as much lets old weights fade: of the average at step s, a share
-    of (s / t)^9 is left at step t, so half of it comes from the last 7% of the steps (0.93^9 is
-    about 1/2). The 10 keeps the share below 1 at first.
+    which swings cancel. Nine times as much lets old weights fade. A step leaves 1 - 9 / (10 + step)
+    = (1 + step) / (10 + step) of the average. All steps from s to t, multiplied, leave some
+    (s / t)^9, so half of it comes from the last 7% of the steps (0.93^9 is about 1/2). The 10 keeps
+    the share below 1 at first.
     """
     for average, weight in zip(G_ema.parameters(), G.parameters(), strict=True):
         average.lerp_(weight, 9 / (10 + step))  # average += share * (weight - average)
@@ -454,9 +460,10 @@ def complete_average(G_ema, G, latent_dim):
     variance that BatchNorm keeps would not fit the averaged weights: they are measured."""
     for buffer, new in zip(G_ema.buffers(), G.buffers(), strict=True):
         buffer.copy_(new)
-    # Random numbers of their own, with which those of the training go on undisturbed.
-    random = torch.Generator().manual_seed(BATCH_NORM_SEED)
-    batches = torch.randn(BATCH_NORM_BATCHES, 128, latent_dim, generator=random)
+    # A torch.Generator makes random numbers (it is no G). One of our own leaves those of the
+    # training undisturbed.
+    own = torch.Generator().manual_seed(BATCH_NORM_SEED)
+    batches = torch.randn(BATCH_NORM_BATCHES, 128, latent_dim, generator=own)
     # update_bn puts BatchNorm back to the beginning, passes these batches through G_ema in train
     # mode, which averages their means and variances, and leaves G_ema in eval mode.
     update_bn(batches, G_ema, device_of(G_ema))
@@ -498,9 +505,9 @@ def train(training, train_set, settings, first, last):
                 real = scale(images[batches[i]])
                 z = torch.randn(batch_size, latent_dim, device=device)
                 # R1 is another pass through D, so it comes in every fourth step, four times as much
-                # (Karras et al. 2020, arXiv:1912.04958). The mean of its gradient stays the same;
-                # that of its square, a part of what Adam divides by, is four times as large, which
-                # makes D's steps a little smaller.
+                # (Karras et al. 2020, arXiv:1912.04958). The mean of its gradient stays the same.
+                # The mean square, a part of what Adam divides by, is 4^2 / 4 = 4 times as large,
+                # which makes D's steps a little smaller.
                 r1_weight = R1_EVERY * settings["r1_gamma"] if step % R1_EVERY == 0 else 0
                 recorded[i] = train_step(training, real, z, r1_weight, dtype)
                 update_average(G_ema, G, step)
@@ -552,7 +559,8 @@ def device_of(network):
 
 def latent_vectors(latent_dim):
     """The 64 latent vectors (64, latent_dim) of all figures, from random numbers of their own."""
-    return torch.randn(64, latent_dim, generator=torch.Generator().manual_seed(LATENT_SEED))
+    own = torch.Generator().manual_seed(LATENT_SEED)
+    return torch.randn(64, latent_dim, generator=own)
 
 
 @torch.no_grad()
@@ -565,7 +573,7 @@ def generate(G, z):
 
 
 def perturb(G, z, dims, offsets):
-    """Move one latent dimension at a time: G(z + offset e_dim) for z (N, latent_dim).
+    """Move one latent dimension at a time: G of z (N, latent_dim) with an offset on z[:, dim].
 
     Returns uint8 images (dims, offsets, N, 28, 28), and the response (dims, offsets): the mean
     absolute change of a pixel against G(z), in % of its range.
@@ -585,8 +593,8 @@ def perturb(G, z, dims, offsets):
 # ----------------------------------------------------------------------------------------- figures
 
 WIDTH = 12 / 2.54  # inches, the text width of a report
-LARGEST_HEIGHT = 17 / 2.54
-MARGIN = 0.1
+LARGEST_HEIGHT = 17 / 2.54  # with a caption it fits on a page
+MARGIN = 0.1  # inches, above and below
 STYLE = [
     "default",  # whatever the user's own settings are
     {
@@ -857,21 +865,22 @@ def find_changes(before, now, labels):
     called, such as "before" and "now".
     """
     changes = []
-    for name, value in now["settings"].items():
+    for name in {**before["settings"], **now["settings"]}:  # the names of either
         old_value = before["settings"].get(name)
+        value = now["settings"].get(name)
         if old_value != value:
             changes.append(f"{name} {old_value} {labels[0]}, {value} {labels[1]}")
     for file in sorted(set(before["program"]) | set(now["program"])):  # the files of either
         old_text = before["program"].get(file, "")
         text = now["program"].get(file, "")
-        if file == "common.py":  # up to the heading: what is below it trains nothing
+        if file == "common.py":  # up to that heading: what is below it does not change the numbers
             old_text = old_text.split("-- figures")[0]
             text = text.split("-- figures")[0]
         old_meaning, old_lines = read_code(old_text)
         meaning, lines = read_code(text)
         if meaning != old_meaning:
             named = name_lines(old_lines, lines, labels)
-            if not named:  # a line of a text in quotes may look like a comment, which is left out
+            if not named:  # in a text of several lines, blank ones and those with # are left out
                 named = ["is not the same"]
             changes += [f"{file} {line}" for line in named]
     return changes
@@ -940,14 +949,15 @@ def load_checkpoint(folder, training, settings, program):
     table = folder / "history.csv"
     advice = "give another --outputs, or move that folder away"
     if not path.exists():
-        # Killed after its first epoch and before the checkpoint, a run has the names and one row.
-        if table.is_file() and len(table.read_text().splitlines()) > 2:
+        # history.csv is written before the checkpoint. A run that was killed in between, in its
+        # first epoch, leaves the names and one row, which is no loss.
+        if table.is_file() and len(table.read_bytes().splitlines()) > 2:
             raise UserError(f"{folder} holds results, but no checkpoint.pt to go on from: {advice}")
         return []
     now = {"settings": settings, "program": program}
     try:
-        # map_location: also what was on a graphics card. weights_only: no code that is in the file
-        # may run.
+        # map_location: tensors saved on a graphics card come to the CPU. weights_only: no code that
+        # is in the file may run.
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         history = checkpoint["history"]
         changes = find_changes(checkpoint, now, ["before", "now"])
@@ -964,7 +974,7 @@ def load_checkpoint(folder, training, settings, program):
 
 
 def shorten(changes):
-    """One line of them, of six at most."""
+    """The first six at most, in one line."""
     more = f" | {len(changes) - 6} more" if len(changes) > 6 else ""
     return " | ".join(changes[:6]) + more
 
@@ -1056,8 +1066,8 @@ LIMITS = {  # from, to
     "learning_rate": (1e-9, 1),
     "r1_gamma": (0, 1e6),
     "latent_dim": (1, math.inf),
-    "seed": (0, 2**32),  # see seed_epoch; PyTorch takes numbers below 2**64
-    "limit": (2, math.inf),
+    "seed": (0, 2**32),  # times a million, as in seed_epoch, it is below the 2**64 of PyTorch
+    "limit": (2, math.inf),  # a batch
     "sample_every": (1, math.inf),
     "perturb_dims": (0, math.inf),
     "perturb_offsets": (-1000, 1000),
@@ -1087,7 +1097,7 @@ def parse_arguments(model, argv):
     add("--seed", type=int, default=0, help="of all random numbers")
     add("--limit", type=int, default=60_000, help="train on the first so many images")
     add("--sample-every", type=int, default=50, help="epochs between sample grids")
-    add("--perturb-dims", type=int, nargs="+", help="of z, spaces between; None: five")
+    add("--perturb-dims", type=int, nargs="+", help="of z; None: five, spread over z")
     add("--perturb-offsets", type=float, nargs="+", default=[-2.0, 0.0, 2.0], help="how far")
     args = parser.parse_args(argv)
     for name, (lowest, highest) in LIMITS.items():
@@ -1141,7 +1151,7 @@ def warn_if_busy(device):
     """Two programs that compute on the same cores slow each other down."""
     # How many programs, on average, computed in the last minute; Windows does not say.
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0
-    is_busy = load > os.cpu_count() / 2
+    is_busy = load > os.cpu_count() / 2  # half of the cores are taken, or more
     if device.type == "cpu" and is_busy and torch.get_num_threads() > 1:
         print(
             f"in the last minute this machine was busy (load {load:.1f}): if another program "
@@ -1243,25 +1253,25 @@ def run_model(model, script, Generator, Discriminator, folder, args):
             print(f"{where}: {len(history)} epochs done", flush=True)
             warn_if_busy(device)
             description = describe(model, script, program, training, settings, device)
-            if first <= args.epochs:
+            if first > args.epochs:
+                print(f"--epochs {args.epochs}: nothing to train")
+            else:
                 save(folder / "settings.json", json.dumps(description, indent=2).encode())
                 save_program(folder, program)
-            else:
-                print(f"--epochs {args.epochs}: nothing to train")
-            for row, samples in train(training, train_set, settings, first, args.epochs):
-                longer = [*history, row]
-                # Before the checkpoint: killed in between, the epoch is trained and saved again.
-                # The other way round, its samples would be missing.
-                save_results(folder, training.G_ema, longer)
-                save_samples(folder, samples, model, len(longer), args)
-                save_checkpoint(folder, training, settings, program, longer)
-                history = longer
+                for row, samples in train(training, train_set, settings, first, args.epochs):
+                    longer = [*history, row]
+                    # Before the checkpoint: killed in between, the epoch is trained and saved
+                    # again. The other way round, its samples would be missing.
+                    save_results(folder, training.G_ema, longer)
+                    save_samples(folder, samples, model, len(longer), args)
+                    save_checkpoint(folder, training, settings, program, longer)
+                    history = longer
         except KeyboardInterrupt:
             print(f"\nstopped, {len(history)} epochs done: the same command goes on")
             if history:  # from the files, since G_ema is in the middle of an epoch
                 redraw(folder, args)
             sys.exit(130)  # the status by which shells know Ctrl-C
-        # Once more, if a file could not be written before: a spreadsheet may have held it open.
+        # Once more: a spreadsheet may have held history.csv open before.
         save_results(folder, training.G_ema, history)
         save_figures(folder, description, history, training.G_ema, test_set, args)
 
@@ -1292,10 +1302,10 @@ def main(model, script, Generator, Discriminator, argv=None):
     which is kept beside the results."""
     args = parse_arguments(model, argv)
     folder = args.outputs / model.lower()
-    advice = "--device cpu or, with another --outputs, a smaller --batch-size may help"
     if args.redraw:
-        run_for_people(redraw, [folder, args], advice)
+        run_for_people(redraw, [folder, args], "fewer programs at a time may help")
     else:
         arguments = [model, Path(script), Generator, Discriminator, folder, args]
+        advice = "--device cpu or, with another --outputs, a smaller --batch-size may help"
         run_for_people(run_model, arguments, advice)
     print(f"figures in {folder.resolve()}")

@@ -24,7 +24,7 @@ from torch import nn
 from tqdm import tqdm
 
 CLASSIFIER = Path(__file__).parent / "outputs" / "reference" / "classifier.pt"
-N = 10_000  # images on each side of a comparison
+IMAGES = 10_000  # on each side of a comparison
 PAIRS = 500  # of latent vectors, and the paths between them
 STEPS = 32  # of each path
 PERTURBED = 5000  # latent vectors that are moved, each in one dimension
@@ -32,7 +32,8 @@ COPIES = 1000  # images whose nearest training image is looked for
 PARTS = 10  # into which items are divided, see find_spread
 REAL = "real images"
 AT_ONCE = 100  # images that pass through a network together, to save memory
-K = 5  # the neighbourhood of an image reaches to its fifth nearest other (Naeem et al. 2020)
+ROWS = 500  # of a table of distances, or images of a filter, that are computed together
+K = 5  # the neighbourhood of an image reaches to its fifth nearest other, as in Naeem et al. (2020)
 COMPARED_SEED = 2017  # of the images
 PATHS_SEED = 2018
 PERTURBED_SEED = 2019
@@ -51,13 +52,14 @@ class Classifier(nn.Module):
             *self.block(32, 64),
             *self.block(64, 128),
             nn.Flatten(),
-            nn.Linear(128 * 3 * 3, 128),
+            nn.Linear(128 * 3 * 3, 128),  # 28, 14, 7, 3: each MaxPool2d halves, rounding down
             nn.ReLU(),
         )
         self.logits = nn.Sequential(nn.Dropout(0.4), nn.Linear(128, 10))
 
     @staticmethod
     def block(channels_in, channels_out):
+        # Pooled first, which leaves a quarter of the numbers for what follows.
         return (
             nn.Conv2d(channels_in, channels_out, 3, padding=1),
             nn.MaxPool2d(2),
@@ -86,9 +88,9 @@ def classify(classifier, images):
 
 
 # ---------------------------------------------------------------------------------- items of a run
-# What a measure is computed from, its items: a tensor, with a number or the features of each image,
-# for instance. Some measures take one such tensor, others two, of generated and of real images. So
-# items are {measure: (tensor,)} or {measure: (tensor, other)}.
+# Items are what a measure is computed from: a tensor with one entry, a number or the features, for
+# each image, path or perturbation. Some measures compare two such tensors, of generated and of real
+# images. So items are {measure: (tensor,)} or {measure: (tensor, other)}.
 
 
 def image_items(images, classifier, real_features):
@@ -124,8 +126,9 @@ def latent_items(G, latent_dim, classifier):
 
 
 def history_numbers(history):
-    """{measure: number}: means over the last quarter of the epochs (nan if that is only one), the
-    largest mean loss of an epoch over the usual one, and the seconds of all."""
+    """{measure: number}: means over the last quarter of the epochs (nan if that is only one, which
+    says nothing of a run), the largest mean loss of an epoch over the usual one, and the seconds of
+    all."""
     numbers = {}
     quarter = math.ceil(len(history) / 4)
     for name, its_column in [
@@ -171,11 +174,13 @@ def generate_in_parts(G, z):
 
 
 def interpolate(a, b, t):
-    """From latent vectors a (t = 0) to b (t = 1), (..., latent_dim), in nearly equal angles around
-    the origin (slerp; White 2016, arXiv:1609.04468).
+    """From latent vectors a (t = 0) to b (t = 1), (..., latent_dim), around the origin (slerp;
+    White 2016, arXiv:1609.04468), in angles that are equal if a and b are equally long.
 
-    Latent vectors of many numbers have nearly the same length, and so has all on this path; in the
-    middle of a straight line they would be shorter than nearly all that G was trained with.
+    Nearly they are: the squared length, a sum of 100 squares of numbers from N(0, 1), is 100 +- 14.
+    All on this path is about as long; in the middle of a straight line it would be shorter than
+    nearly all that G was trained with. If a and b are at right angles, which two latent vectors
+    nearly are, the path is cos(s) a + sin(s) b with s from 0 to 90 degrees.
     """
     if a.shape[-1] == 1:  # the angle between numbers is 0 or 180 degrees, and its sine 0
         return a + t * (b - a)
@@ -186,8 +191,9 @@ def interpolate(a, b, t):
 
 def neighbourhood(features):
     """The distance (N,) of each point of (N, F) to its K-th nearest other point."""
-    # The nearest point of all is the point itself, so the fifth other one is the sixth.
-    parts = [torch.cdist(part, features).kthvalue(K + 1).values for part in features.split(500)]
+    # cdist: the distance of each row of the one to each row of the other. The nearest point of all
+    # is the point itself, so the fifth other one is the sixth.
+    parts = [torch.cdist(part, features).kthvalue(K + 1).values for part in features.split(ROWS)]
     return torch.cat(parts)
 
 
@@ -196,15 +202,15 @@ def share_near(points, centres):
     (M, F). Of generated images among real ones it is the precision, the other way round the recall
     of Kynkäänniemi et al. (2019)."""
     radius = neighbourhood(centres)  # of each centre its own
-    parts = [(torch.cdist(part, centres) <= radius).any(1) for part in points.split(500)]
+    parts = [(torch.cdist(part, centres) <= radius).any(1) for part in points.split(ROWS)]
     return torch.cat(parts).double().mean()
 
 
 def median_filter(images):
     """The median of 3x3 pixels, (N, 28, 28) to (N, 26, 26) floats: it removes single specks."""
     parts = []
-    for part in images.float().split(500):
-        # All windows of 3 rows, and in them all of 3 columns: (500, 26, 26, 3, 3).
+    for part in images.float().split(ROWS):
+        # All windows of 3 rows, and in them all of 3 columns: (ROWS, 26, 26, 3, 3).
         windows = part.unfold(1, 3, 1).unfold(2, 3, 1)
         parts.append(windows.flatten(3).median(dim=3).values)  # of the nine pixels of each
     return torch.cat(parts)
@@ -244,18 +250,17 @@ def frechet_distance(a, b):
     """Of normal distributions fitted to two sets of features (N, F) (Heusel et al. 2017):
     |mean_a - mean_b|^2 + trace(A + B - 2 (A B)^(1/2)) with the covariances A and B.
 
-    M^(1/2) is the matrix whose square is M. If M is symmetric, it has the eigenvectors of M, and
-    the roots of its eigenvalues. The trace is the sum of the eigenvalues.
+    It is 0 if means and covariances are equal: then (A B)^(1/2) is A. Features are not normal, but
+    only their means and covariances are compared.
     """
     a = a.double()  # 16 digits instead of 7
     b = b.double()
     A = a.T.cov()  # cov takes a row for each feature
     B = b.T.cov()
-    values, vectors = torch.linalg.eigh(A)
-    root_A = (vectors * values.clamp(min=0).sqrt()) @ vectors.T  # a 0 may be -1e-16 by rounding
-    # A B is not symmetric, but A^(1/2) B A^(1/2) is, and has the same eigenvalues.
-    trace_root = torch.linalg.eigvalsh(root_A @ B @ root_A).clamp(min=0).sqrt().sum()
-    return (a.mean(0) - b.mean(0)).square().sum() + A.trace() + B.trace() - 2 * trace_root
+    # The trace is the sum of the eigenvalues, and those of a root are the roots of the eigenvalues.
+    # Of A B they are real and not negative, but for rounding.
+    roots = torch.linalg.eigvals(A @ B).real.clamp(min=0).sqrt()
+    return (a.mean(0) - b.mean(0)).square().sum() + A.trace() + B.trace() - 2 * roots.sum()
 
 
 def garment_shares(classes):
@@ -284,14 +289,14 @@ class Measure:
 
 
 # Blur takes odd details away, so blurred images lie near real ones more often than real images do:
-# a precision above theirs is no better. The same holds for sharpness and noise.
+# a precision above theirs is no better. In the same way noise raises grain, and seams sharpness.
 MEASURES = [
     Measure("quality", "Fréchet distance", frechet_distance, "lower", "to test images' features"),
     Measure("quality", "precision", share_near, "like real", "near a real one; raised by blur"),
     Measure("sharper", "sharpness", mean, "like real", "edges: variance of the Laplacian"),
     Measure("sharper", "grain", mean, "like real", "fine detail: difference from the 3x3 median"),
     Measure("more varied", "recall", share_near, "higher", "share of real ones near a generated"),
-    Measure("more varied", "imbalance", imbalance, "lower", "of the ten garments, in %; 0: none"),
+    Measure("more varied", "imbalance", imbalance, "lower", "of ten garments, in %; 1 is chance"),
     Measure("smoother", "detour", median, "lower", "paths: length over straight line"),
     Measure("smoother", "jumps", median, "lower", "paths: largest step over mean step"),
     Measure("smoother", "outliers", tail, "lower", "one z_i moved: largest changes over usual"),
@@ -305,7 +310,7 @@ MEASURES = [
     Measure("", "seconds", None, "", "of training, on the machine used, busy or not"),
 ]
 NEEDED = {  # without it, the measures of a claim are undefined
-    "smoother": "images that change with z",
+    "smoother": "images that change with z (outliers: with most of its dimensions)",
     "more stable": "five epochs",
     "": "20 epochs",  # for runaway
 }
@@ -330,16 +335,13 @@ def find_spread(statistic, sides):
     """The standard deviation of a statistic if all its items, such as images, were drawn anew.
 
     sides: one tensor of items or two. Each is divided into ten parts, and the statistic is taken of
-    each part. A mean of a tenth of the items scatters more than one of all, by the root of 10; for
-    other statistics that is about right (outputs/README.md: within 40%).
+    each part. A mean of a tenth of the items scatters more than one of all, by the root of 10. For
+    other statistics that is about right, but too much for a distance near 0 (outputs/README.md).
     """
     if min(len(side) for side in sides) < PARTS:
         return math.nan
     divided = [side.tensor_split(PARTS) for side in sides]
-    values = []
-    for i in range(PARTS):
-        part = [parts[i] for parts in divided]
-        values.append(float(statistic(*part)))
+    values = [float(statistic(*part)) for part in zip(*divided, strict=True)]
     return float(np.std(values, ddof=1) / math.sqrt(PARTS))
 
 
@@ -362,23 +364,26 @@ def find_better(row, results):
     if len(scores) < 2:
         return None
     best = min(scores, key=lambda label: scores[label].mean())
+    best_result = results[best][row.name]
     for label in scores:
         if label == best:
             continue
-        found, other = results[best][row.name], results[label][row.name]
-        deviation = deviation_of_difference(found, other)
+        other = results[label][row.name]
+        deviation = deviation_of_difference(best_result, other)
         if row.better == "like real":
-            # Of two numbers above the real one, r, the distances are o - r and f - r, and r cancels
-            # in their difference. With r in between they are o - r and r - f, the difference is
-            # o + f - 2r, and the deviation of r counts twice.
+            # Let b be the better number, o the other one, r the real one. If both are above r, the
+            # difference of their distances is (o - r) - (b - r): r cancels. If b is below r, it is
+            # (o - r) - (r - b) = o + b - 2r, and the deviation of r counts twice.
             real = results[REAL][row.name]
-            lower, upper = sorted([np.mean(found.values), np.mean(other.values)])
+            lower, upper = sorted([np.mean(best_result.values), np.mean(other.values)])
             if lower < real.values[0] < upper:
+                # hypot is the root of the sum of squares: variances add.
                 deviation = math.hypot(deviation, 2 * real.spread)
         is_better = scores[label].min() > scores[best].max()
         difference = scores[label].mean() - scores[best].mean()
         is_sure = difference > 2 * deviation  # False if the deviation is nan
-        if not is_better or not is_sure or mean_as_text(found) == mean_as_text(other):
+        is_same_text = mean_as_text(best_result) == mean_as_text(other)
+        if not is_better or not is_sure or is_same_text:
             return None
     return best
 
@@ -386,9 +391,10 @@ def find_better(row, results):
 def deviation_of_difference(a, b):
     """The standard deviation of the difference of the means of two Results.
 
-    They are taken as independent: variances add, and that of a mean of n seeds is an n-th. (The
-    test images are the same for both, so the difference deviates rather less.) A run alone beside
-    several seeds is taken to deviate as these do.
+    They are taken as independent: variances add, and that of a mean of n seeds is an n-th of one
+    seed's. (One seed each: both are compared with the same test images, whose chance moves both
+    alike, so the difference deviates rather less.) A run alone beside several seeds is taken to
+    deviate as these do.
     """
     spread_a, spread_b = a.spread, b.spread
     if len(a.values) == 1 and len(b.values) > 1:
@@ -418,12 +424,14 @@ def make_table(results):
 
 
 def mean_as_text(result):
-    """The mean of the seeds, with three digits, from 1,000 on with all before the point."""
+    """The mean of the seeds, with three digits, from 1,000 on with all before the point: 0.900,
+    4.86, 26.1, 513 and 4,384."""
     value = np.mean(result.values)
     if not math.isfinite(value):
         return "undefined"
-    # .3g would make 1e+03 of 999.5 and more.
-    return f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
+    if abs(value) >= 999.5:  # below, it would become 1.00e+03
+        return f"{value:,.0f}"
+    return f"{value:#.3g}".rstrip(".")  # #: keep zeros at the end; and the point, as in 513.
 
 
 def as_text(result):
@@ -431,7 +439,8 @@ def as_text(result):
     text = mean_as_text(result)
     if text == "undefined" or math.isnan(result.spread) or result.spread == 0:  # 0: all alike
         return text
-    # One digit, as 0.00002, not as 2e-05.
+    # As 0.00002, not as 2e-05. fractional=False: one digit, from the first that is not 0; trim: no
+    # point at the end.
     digit = np.format_float_positional(result.spread, precision=1, fractional=False, trim="-")
     return f"{text} ± {digit}"
 
@@ -457,7 +466,7 @@ def make_verdicts(results):
         won = {}  # {label: the names of its measures}
         for row in rows:
             label = find_better(row, results) or "open"
-            won[label] = [*won.get(label, []), row.name]
+            won.setdefault(label, []).append(row.name)
         # Who is better in most measures comes first, "open" last.
         ranking = sorted(won, key=lambda label: (label == "open", -len(won[label])))
         parts = [f"{label} in {len(won[label])} ({', '.join(won[label])})" for label in ranking]
@@ -488,20 +497,21 @@ CAPTIONS = {  # for a report, in English and in Chinese
         f"均方根差，取 {COPIES:,} 幅图像的中位数；若接近 0，则意味着复制；越平滑的图像距离越小。",
     ),
     "interpolation": (
-        "Images on the path from one latent vector (left) to another (right), in equal steps on a "
-        "great circle of the sphere on which latent vectors lie; three paths for each model.",
-        "从一个隐向量（左）到另一个隐向量（右）的插值图像，沿隐向量所在球面的大圆等步长移动；每个模型三条路径。",
+        "Images on the path from one latent vector (left) to another (right), in equal steps on an "
+        "arc of the sphere on which latent vectors nearly lie; three paths for each model.",
+        "从一个隐向量（左）到另一个隐向量（右）的插值图像，沿隐向量近似所在球面的大圆弧等步长移动；每个模型三条路径。",
     ),
     "smoothness": (
-        f"{PAIRS} paths on a sphere from one latent vector to another, in {STEPS} equal steps: how "
-        "much larger the largest change of the classifier's features is than the mean one (1: all "
-        "steps alike). The largest 1% of all paths are counted in the last bin.",
+        f"{PAIRS} paths on a sphere from one latent vector to another, in {STEPS} equal steps: "
+        "the largest change of the classifier's features, divided by the mean one (1: all steps "
+        "alike). The largest 1% of all paths are counted in the last bin.",
         f"在球面上从一个隐向量到另一个隐向量的 {PAIRS} 条路径，每条分为 {STEPS} 个等长步："
         "分类器特征的最大单步变化与平均单步变化之比（1 表示各步相同）。最大的 1% 计入末个区间。",
     ),
     "garments": (
-        f"Share of each garment in {N:,} images, by the classifier; dashed: equal shares, 10%.",
-        f"{N:,} 幅图像中各类别所占比例（由分类器判定）；虚线为各类均等时的 10%。",
+        f"Share of each garment in {IMAGES:,} images, by the classifier; dashed: equal shares, "
+        "10%.",
+        f"{IMAGES:,} 幅图像中各类别所占比例（由分类器判定）；虚线为各类均等时的 10%。",
     ),
 }
 
@@ -512,7 +522,7 @@ def plot_losses(columns):
     figure = Figure((common.WIDTH, common.WIDTH * 0.55))
     longest = max(len(history) for history in firsts.values())
     figure.suptitle("Losses: mean of each epoch, and its standard deviation as a band")
-    # squeeze: rows and columns, even if there is one of each.
+    # squeeze=False: rows and columns of panels, even if there is one of each; [0]: the only row.
     panels = figure.subplots(1, len(firsts), sharex=True, sharey=True, squeeze=False)[0]
     limits = common.find_limits(list(firsts.values()))
     for axes, (label, history) in zip(panels, firsts.items(), strict=True):
@@ -598,7 +608,8 @@ def plot_smoothness(jumps):
 
 def plot_garments(classes):
     """The share of each garment; classes: {label: (N,)}."""
-    figure = Figure((common.WIDTH, common.WIDTH * (0.3 + 0.13 * len(classes))))
+    height = 0.3 + 0.13 * len(classes)  # room for the bars of each
+    figure = Figure((common.WIDTH, common.WIDTH * height))
     figure.suptitle("Share of each garment")
     axes = figure.subplots()
     thickness = 0.84 / len(classes)  # of a bar; 0.16 is left between two garments
@@ -612,7 +623,7 @@ def plot_garments(classes):
     axes.axvline(10, color="black", linewidth=1, linestyle="--", label="equal shares")
     axes.set_xlabel("Share of the images, in %")
     axes.set_yticks(range(10), common.FashionMNIST.classes)
-    axes.invert_yaxis()
+    axes.invert_yaxis()  # the first garment at the top
     figure.legend(loc="outside lower center", ncols=4)
     return figure
 
@@ -627,9 +638,9 @@ class Run:
     folder: Path
     model: str
     seed: int
-    settings: dict  # the others, and "epochs"
+    settings: dict  # all but the seed, and "epochs"
     program: dict  # {file: text}
-    parameters: dict
+    parameters: dict  # {"G": number of weights, "D": ...}
     history: list
     G: nn.Module
 
@@ -655,7 +666,7 @@ def load_runs(folders):
 
 def find_differences(first, second, labels):
     """What decides the numbers of two runs and differs, apart from the seed, a text each. Two
-    models have scripts of their own, so only the files of both are compared."""
+    models have scripts of their own, so only files that both have are compared."""
     sides = []
     for run in (first, second):
         program = run.program
@@ -694,7 +705,7 @@ def is_of_group(run, group):
 def measure_run(run, classifier, real_features, train_set):
     """The items of a run, its numbers, {measure: number}, and what figures show of it."""
     latent_dim = run.settings["latent_dim"]
-    z = torch.randn(N, latent_dim, generator=torch.Generator().manual_seed(COMPARED_SEED))
+    z = torch.randn(IMAGES, latent_dim, generator=torch.Generator().manual_seed(COMPARED_SEED))
     images = generate_in_parts(run.G, z)
     indices, distances = find_nearest(images[:COPIES], train_set.data)
     items = {
@@ -744,8 +755,8 @@ def compare(folders, outputs, data):
     common.respect_cpu_quota()
     classifier, accuracy = load_classifier()
     train_set, test_set = common.load_fashion_mnist(data)
-    real_features, _ = classify(classifier, test_set.data[:N])
-    with common.lock(outputs), tqdm(runs, "measuring", disable=None) as bar:
+    real_features, _ = classify(classifier, test_set.data[:IMAGES])
+    with common.lock(outputs), tqdm(total=len(runs), desc="measuring", disable=None) as bar:
         results = {}
         shown = {}  # {what: {label: tensor}}
         for label, group in columns.items():
@@ -755,13 +766,13 @@ def compare(folders, outputs, data):
                 bar.update()
             items, numbers, figure_parts = measured[0]
             for name, part in figure_parts.items():
-                shown[name] = {**shown.get(name, {}), label: part}
+                shown.setdefault(name, {})[label] = part
             if len(group) == 1:
                 results[label] = find_results(items, numbers)
             else:
                 results[label] = join_results([numbers for _, numbers, _ in measured])
         # The column of real images: training images beside the test images.
-        items = image_items(train_set.data[:N], classifier, real_features)
+        items = image_items(train_set.data[:IMAGES], classifier, real_features)
         _, to_training = find_nearest(test_set.data[:COPIES], train_set.data)
         items["nearest training image"] = (to_training,)
         results[REAL] = find_results(items, measure(items))
@@ -771,7 +782,7 @@ def compare(folders, outputs, data):
         common.save(outputs / "comparison.md", report.encode(), needed=True)
         print(report)
 
-        shown["samples"]["real"] = test_set.data[:16]
+        shown["samples"]["real"] = test_set.data[:16]  # a short label, beside the rows
         shown["distances"][REAL] = to_training
         shown["classes"][REAL] = items["imbalance"][0]
         figures = {
@@ -794,10 +805,11 @@ ONE_SEED = (
     "are not independent. Bold: better, by more than two standard deviations of the difference."
 )
 SEVERAL_SEEDS = (
-    "±: standard deviation over the seeds. Bold: better with every seed than the other with any, "
-    "and on average by more than two standard deviations of the difference; with fewer than three "
-    "seeds of each that may still be chance. A run alone beside them has the standard deviation if "
-    "its images were drawn anew. Figures show the first run of each."
+    "±: standard deviation over the seeds; of real images and of a run alone, if images were drawn "
+    "anew. Bold: better with every seed than the other with any, and on average by more than two "
+    "standard deviations of the difference (a run alone is taken to deviate as the others do). If "
+    "both are equal, one is better with every seed in 1 of 3 measures by chance with two seeds of "
+    "each, in 1 of 10 with three, in 1 of 126 with five. Figures show the first run of each."
 )
 
 
@@ -821,7 +833,7 @@ def make_report(columns, results, accuracy):
     for name, (english, chinese) in CAPTIONS.items():
         captions += [f"- comparison_{name}.png: {english}", f"  {chinese}"]
     lines = [
-        f"{N:,} images of each, compared with the test images by a classifier of accuracy "
+        f"{IMAGES:,} images of each, compared with the test images by a classifier of accuracy "
         f"{accuracy:.4f}. Real images: training images, which it was trained on (nearest training "
         "image: test images).",
         "",
@@ -838,7 +850,8 @@ def make_report(columns, results, accuracy):
         "which removes single specks. Usual: the median. A copy moved by a pixel is not found.",
         "",
         "\\* Last quarter of the run. Samples change less in a longer run; losses deviate least "
-        "where D cannot decide and they stay at ln 2.",
+        "where D cannot decide and they stay at ln 2. A generator whose images vary less, or that "
+        "was trained for less, is smoother by that alone.",
         "",
         *make_verdicts(results),
         "Figures and captions:",

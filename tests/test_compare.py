@@ -283,7 +283,7 @@ def test_a_line_for_each_claim():
 @pytest.fixture
 def small(monkeypatch):
     """Few images: the numbers do not matter."""
-    for name, value in {"N": 60, "PAIRS": 10, "PERTURBED": 20, "COPIES": 10}.items():
+    for name, value in {"IMAGES": 60, "PAIRS": 10, "PERTURBED": 20, "COPIES": 10}.items():
         monkeypatch.setattr(compare, name, value)
 
 
@@ -481,8 +481,8 @@ def test_a_generator_that_draws_one_image_only_is_measured(trained, data, small)
     weights["layers.11.weight"].zero_()  # what is left is the bias of the last layer
     torch.save(weights, path)
     cells = {row[1]: row[3] for row in rows_of(run_compare(data, trained, trained / "gan"))}
-    assert cells["recall"] == "0"
-    assert cells["imbalance"] == "90"
+    assert cells["recall"] == "0.00"
+    assert cells["imbalance"] == "90.0"
     assert cells["jumps"] == "undefined"
     table = (trained / "comparison.md").read_text(encoding="utf-8")
     assert "*jumps* is undefined where there are not images that change with z" in table

@@ -121,7 +121,8 @@ def test_the_debian_package_is_fetched_without_root(monkeypatch, tmp_path):
         (tmp_path / name).write_text(script)
         (tmp_path / name).chmod(0o700)
     monkeypatch.setenv("PATH", str(tmp_path))
-    check(tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    check(Path("data"))  # as by default, a folder that is not a whole path
 
 
 class Mirror(http.server.BaseHTTPRequestHandler):
