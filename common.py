@@ -80,7 +80,7 @@ BATCH_NORM_BATCHES = 20  # of 128 latent vectors
 
 
 def seed_epoch(seed, epoch):
-    """Set the random numbers of an epoch; those of the first weights are epoch 0's.
+    """Set torch's random numbers of an epoch; those of the first weights are epoch 0's.
 
     They follow from the seed and the epoch alone, so a run that was stopped goes on as if it had
     not been. The factor keeps the epochs of one seed apart from those of the next.
@@ -278,7 +278,11 @@ class SumOfNeighbours(torch.autograd.Function):
 
 @dataclass  # this writes the __init__ that takes the five
 class Training:
-    """What is trained: both networks, the moving average of G, and an optimizer for each."""
+    """What is trained: both networks, the moving average of G, and an optimizer for each.
+
+    All of it is saved. What else remembers something from step to step, such as a schedule of the
+    learning rate, must be here too, or it begins anew when a run goes on.
+    """
 
     G: nn.Module
     D: nn.Module
@@ -324,11 +328,6 @@ def check_generator(G, z):
         raise UserError(
             f"the generator makes {tuple(images.shape)} of {len(z)} latent vectors, but images of "
             f"FashionMNIST are {(len(z), 1, 28, 28)}"
-        )
-    if images.min() >= 0:
-        warn_once(
-            "no pixel of the generator is below 0, as after a Sigmoid, but real images are from -1 "
-            "(black) to 1 (white): end it with nn.Tanh()"
         )
 
 
@@ -403,6 +402,9 @@ def train_step(training, real, z, r1_weight, dtype):
     real: images (N, 1, 28, 28) in [-1, 1]; z: latent vectors (N, latent_dim). Returns (5,), what
     RECORDED names: both losses without the penalty, the means of D(x) and D(G(z)), and the share of
     pairs of a real and a fake image in which the real one has the larger logit.
+
+    For another loss, change what stands in draw_losses and plot_losses of this one, too. For a k
+    above 1, repeat D's part, so that each step has a loss of G.
     """
     G, D = training.G, training.D
     # In a block `with autocast`, Linear and Conv compute in `dtype`, and their outputs are of it.
@@ -449,7 +451,7 @@ def update_average(G_ema, G, step):
     which swings cancel. Nine times as much lets old weights fade. A step leaves 1 - 9 / (10 + step)
     = (1 + step) / (10 + step) of the average. All steps from s to t, multiplied, leave some
     (s / t)^9, so half of it comes from the last 7% of the steps (0.93^9 is about 1/2). The 10 keeps
-    the share below 1 at first.
+    the share below 1 at first. (A share of 1 always: no average.)
     """
     for average, weight in zip(G_ema.parameters(), G.parameters(), strict=True):
         average.lerp_(weight, 9 / (10 + step))  # average += share * (weight - average)
@@ -470,7 +472,8 @@ def complete_average(G_ema, G, latent_dim):
 
 
 def scale(images):
-    """uint8 images, 0..255, to float ones in [-1, 1], the range of the generator's tanh."""
+    """uint8 images, 0..255, to float ones in [-1, 1], the range of the generator's tanh. `generate`
+    scales back."""
     return images / 127.5 - 1
 
 
@@ -503,6 +506,7 @@ def train(training, train_set, settings, first, last):
             for i in range(steps):
                 step = (epoch - 1) * steps + i
                 real = scale(images[batches[i]])
+                # N(0, 1), as everywhere. Let G make another distribution of it, first in `forward`.
                 z = torch.randn(batch_size, latent_dim, device=device)
                 # R1 is another pass through D, so it comes in every fourth step, four times as much
                 # (Karras et al. 2020, arXiv:1912.04958). The mean of its gradient stays the same.
@@ -569,6 +573,11 @@ def generate(G, z):
     x = G(z.to(device_of(G)))
     if x.abs().max() > 1.01:  # a little more than 1 may be rounding
         warn_once("generated images leave [-1, 1] and are cut there: end G with nn.Tanh()")
+    if x.min() >= 0:
+        warn_once(
+            "no pixel of the generator is below 0, as after a Sigmoid, but real images are from -1 "
+            "(black) to 1 (white): end it with nn.Tanh()"
+        )
     return ((x.clamp(-1, 1) + 1) * 127.5).round().byte().squeeze(1).cpu()
 
 
@@ -619,6 +628,8 @@ def plot_images(images, title, rows=(), blocks=1, right=(), columns=(), caption=
 
     rows, right, columns: labels, spread evenly over the rows or columns.
     """
+    if len(images) % (8 * blocks) != 0:  # labels would stand beside other images
+        raise ValueError(f"{len(images)} images are not {blocks} blocks of full rows of 8")
     count = len(images) // 8
     # Without pyplot, which may want a screen. MARGIN is added below.
     figure = Figure((WIDTH, LARGEST_HEIGHT - MARGIN))
@@ -832,6 +843,8 @@ def lock(folder):
 def read_program(script):
     """The program that runs, {file: text}: the script, this file, and the modules of one's own that
     have been imported, which lie in the script's folder or below."""
+    if read_text(Path(__file__)) != TEXT:
+        raise UserError("common.py was edited since Python has read it: start Python anew")
     folder = script.resolve().parent
     pythons = Path(os.__file__).parent  # where Python's own modules lie
     paths = {script.name: script, "common.py": Path(__file__)}
@@ -850,6 +863,10 @@ def read_program(script):
 def read_text(path):
     with tokenize.open(path) as file:  # as Python reads it, in whatever encoding it says
         return file.read()
+
+
+# Of this file, as it runs. (In a notebook Python goes on with it after an edit.)
+TEXT = read_text(Path(__file__))
 
 
 def save_program(folder, program):
@@ -1051,6 +1068,27 @@ def run_script(script):
         sys.modules.update(imported)
 
 
+def check_script(script, G, latent_dim):
+    """Raises UserError if --redraw and compare.py, which run the script and put the weights into
+    its Generator, would get other images than those of G, a generator in eval mode."""
+    Generator = run_script(script).get("Generator")
+    if Generator is None:
+        raise UserError(f"{script.name} has no class of the name Generator, which --redraw needs")
+    again = Generator(latent_dim)
+    again.load_state_dict(G.state_dict())
+    again = again.to(device_of(G)).eval()
+    z = latent_vectors(latent_dim).to(device_of(G))
+    with torch.no_grad():
+        largest = (again(z) - G(z)).abs().max()
+    if not largest < 1e-4:  # more than rounding, or nan
+        raise UserError(
+            f"the Generator of {script.name}, made once more and with the same weights, gives "
+            "other images: give this class to common.main, put layers that are in a list into "
+            "nn.ModuleList, and take no random numbers in forward (F.dropout needs "
+            "training=self.training)"
+        )
+
+
 def forget_modules(names):
     for name in list(sys.modules):
         if name.split(".")[0] in names:  # it is one of these, or part of one
@@ -1247,6 +1285,7 @@ def run_model(model, script, Generator, Discriminator, folder, args):
     with lock(folder):
         training = new_training(Generator, Discriminator, settings, device)
         history = load_checkpoint(folder, training, settings, program)
+        check_script(script, training.G_ema, args.latent_dim)
         try:
             first = len(history) + 1
             where = f"{model} on {device} in {settings['precision']}, results in {folder}"

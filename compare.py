@@ -82,7 +82,10 @@ def load_classifier():
 @torch.no_grad()
 def classify(classifier, images):
     """Features (N, 128) and classes (N,) of uint8 images (N, 28, 28)."""
-    parts = [classifier.features(common.scale(part[:, None])) for part in images.split(AT_ONCE)]
+    parts = []
+    for part in images.split(AT_ONCE):
+        x = part[:, None] / 127.5 - 1  # as in its training, whatever today's common.scale does
+        parts.append(classifier.features(x))
     features = torch.cat(parts)
     return features, classifier.logits(features).argmax(1)
 
@@ -141,8 +144,10 @@ def history_numbers(history):
     D_loss = common.column(history, "D_loss_mean")
     G_loss = common.column(history, "G_loss_mean")
     runaway = max(D_loss.max() / np.median(D_loss), G_loss.max() / np.median(G_loss))
-    # In a short run the first epochs, in which losses change most, decide what is usual.
-    numbers["runaway"] = float(runaway) if len(history) >= 20 else math.nan
+    # In a short run the first epochs, in which losses change most, decide what is usual. Beside a
+    # loss that may be 0 or less, such as Wasserstein's, twice as large means nothing.
+    is_positive = min(D_loss.min(), G_loss.min()) > 0
+    numbers["runaway"] = float(runaway) if is_positive and len(history) >= 20 else math.nan
     numbers["seconds"] = float(common.column(history, "seconds").sum())
     return numbers
 
@@ -312,7 +317,7 @@ MEASURES = [
 NEEDED = {  # without it, the measures of a claim are undefined
     "smoother": "images that change with z (outliers: with most of its dimensions)",
     "more stable": "five epochs",
-    "": "20 epochs",  # for runaway
+    "": "20 epochs and losses above 0",  # for runaway
 }
 
 

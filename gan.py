@@ -13,7 +13,7 @@ from torch import nn
 class Generator(nn.Module):
     """G: latent vectors z, (N, latent_dim) from N(0, 1), to images, (N, 1, 28, 28) in [-1, 1]."""
 
-    def __init__(self, latent_dim=100):
+    def __init__(self, latent_dim):  # --latent-dim
         super().__init__()
         self.layers = nn.Sequential(
             nn.Linear(latent_dim, 128),

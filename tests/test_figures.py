@@ -123,6 +123,12 @@ def test_perturbation_moves_one_dimension_and_measures_the_response():
     assert z[0, 3] == 0  # the caller's z is left alone
 
 
+def test_images_that_would_stand_beside_labels_of_others_are_refused():
+    for count in (20, 24):
+        with pytest.raises(ValueError, match=f"{count} images"):
+            common.plot_images(constant(*range(count)), "", rows=["real", "generated"], blocks=2)
+
+
 def test_perturbation_grid_with_a_rule_between_the_dimensions():
     greys = 255 - np.arange(48).reshape(6, 8)
     images = constant(*greys.flatten()).view(2, 3, 8, 28, 28)

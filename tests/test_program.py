@@ -18,8 +18,9 @@ class Project:
     """A student's copy of gan.py and common.py, which may be edited. What runs is the code of the
     repository; that is enough to see what a run says of the program as it lies there."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, monkeypatch):
         self.folder = folder
+        self.monkeypatch = monkeypatch
         for name in ("gan.py", "common.py"):
             shutil.copy(ROOT / name, folder)
         self.module = SimpleNamespace(
@@ -32,7 +33,10 @@ class Project:
     def edit(self, file, old, new):
         text = (self.folder / file).read_text()
         assert text.count(old) == 1, old
-        (self.folder / file).write_text(text.replace(old, new))
+        text = text.replace(old, new)
+        (self.folder / file).write_text(text)
+        if file == "common.py":  # as after a new start of Python
+            self.monkeypatch.setattr(common, "TEXT", text)
 
     def line_of(self, file, text):
         lines = (self.folder / file).read_text().splitlines()
@@ -45,7 +49,7 @@ def project(tmp_path, monkeypatch):
     folder = tmp_path / "project"
     folder.mkdir()
     monkeypatch.setattr(common, "__file__", str(folder / "common.py"))
-    return Project(folder)
+    return Project(folder, monkeypatch)
 
 
 def test_what_does_not_decide_the_numbers_may_change(project, trained, data):
@@ -150,6 +154,55 @@ def test_a_module_of_ones_own_belongs_to_the_program(layout, project, data, tmp_
             del sys.modules[imported]
     assert f"{name} line 1 before: slope = 0.2" in line
     assert f"{name} line 1 now: slope = 0.3" in line
+
+
+def test_common_py_edited_in_a_notebook_that_goes_on_with_the_old_one(project, trained, data):
+    path = project.folder / "common.py"
+    path.write_text(path.read_text() + "\n")
+    assert "start Python anew" in refused(project.module, trained, data, "--epochs", 3)
+
+
+FORWARD = "return self.layers(z)"
+OTHER_GENERATORS = {  # edits of gan.py, and what is said
+    "random numbers": ([(FORWARD, "return self.layers(nn.functional.dropout(z, 0.1))")], "random"),
+    "layers in a list": (
+        [
+            ("def forward(self, z)", "more = [nn.Linear(100, 100)]\n\n    def forward(self, z)"),
+            (FORWARD, "return self.layers(self.more[0](z))"),
+        ],
+        "ModuleList",
+    ),
+    "another name": ([("class Generator(", "class Decoder(")], "no class of the name Generator"),
+    "Dropout": ([("            nn.Linear(128, 256),", "nn.Dropout(), nn.Linear(128, 256),")], ""),
+    "another z": ([(FORWARD, "return self.layers((z / 2**0.5).erf())")], ""),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_GENERATORS)
+def test_a_generator_that_cannot_be_made_again_is_refused_before_training(
+    name, project, data, tmp_path
+):
+    edits, said = OTHER_GENERATORS[name]
+    for old, new in edits:
+        project.edit("gan.py", old, new)
+    text = (project.folder / "gan.py").read_text()
+    names = {"__name__": "gan"}
+    exec(text, names)
+    project.module.Generator = names.get("Generator", gan.Generator)
+    if said:
+        assert said in refused(project.module, tmp_path, data, "--epochs", 1)
+        assert not list(tmp_path.rglob("*.png"))
+    else:
+        assert read_history(train(project.module, tmp_path, data, "--epochs", 1))
+
+
+def test_a_generator_that_is_not_that_of_the_script_is_refused(project, data, tmp_path):
+    class Negative(gan.Generator):
+        def forward(self, z):
+            return -super().forward(z)
+
+    project.module.Generator = Negative
+    assert "give this class to common.main" in refused(project.module, tmp_path, data)
 
 
 def changes(before, now):

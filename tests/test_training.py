@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(params=[gan, dcgan], ids=["GAN", "DCGAN"])
 def networks(request):
     torch.manual_seed(1)
-    G = request.param.Generator()
+    G = request.param.Generator(100)
     D = request.param.Discriminator()
     D.eval()  # as if there were no dropout
     return G, D
@@ -109,7 +109,7 @@ def test_losses_of_an_undecided_and_of_a_confident_discriminator(logit, D_loss, 
     D = nn.Sequential(nn.Flatten(), nn.Linear(784, 1))
     nn.init.zeros_(D[1].weight)
     nn.init.constant_(D[1].bias, logit)
-    losses = our_step(gan.Generator(), D, *real_and_z(4), learning_rate=0)
+    losses = our_step(gan.Generator(100), D, *real_and_z(4), learning_rate=0)
     assert losses["D_loss"].item() == pytest.approx(D_loss)
     assert losses["G_loss"].item() == pytest.approx(G_loss)
 
@@ -407,7 +407,7 @@ def test_a_generator_without_tanh_is_cut_and_one_with_sigmoid_is_said(capsys):
     assert images[:, 5, 5].tolist() == [0, 0, 0, 128, 255, 255, 255]
     (line,) = capsys.readouterr().err.splitlines()  # it is said once
     assert "leave [-1, 1]" in line
-    new_training(lambda latent_dim: brightness(nn.Sigmoid()), gan.Discriminator, latent_dim=1)
+    common.generate(brightness(nn.Sigmoid()), greys)
     (line,) = capsys.readouterr().err.splitlines()
     assert "as after a Sigmoid" in line
 
