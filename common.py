@@ -842,7 +842,8 @@ def lock(folder):
 
 def read_program(script):
     """The program that runs, {file: text}: the script, this file, and the modules of one's own that
-    have been imported, which lie in the script's folder or below."""
+    have been imported, which lie in the script's folder or below. Raises UserError if this file is
+    not what runs."""
     if read_text(Path(__file__)) != TEXT:
         raise UserError("common.py was edited since Python has read it: start Python anew")
     folder = script.resolve().parent
@@ -865,7 +866,7 @@ def read_text(path):
         return file.read()
 
 
-# Of this file, as it runs. (In a notebook Python goes on with it after an edit.)
+# This file as it runs. (After an edit, a notebook goes on with what Python has read before.)
 TEXT = read_text(Path(__file__))
 
 
