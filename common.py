@@ -19,8 +19,8 @@ FAST_BFLOAT16 = cpuinfo.exists() and "avx512_bf16" in cpuinfo.read_text()
 # PyTorch's threads (of a library called GOMP) wait for each other in a loop, which keeps their
 # cores from other programs. This variable, read when torch is imported, lets them sleep after 5,000
 # turns instead of 300,000, unless the user has set it. That helps in float32 and does harm in
-# bfloat16, which a run takes where the processor has it; the reason is not known (measured in
-# outputs/README.md).
+# bfloat16, which a run takes where the processor has the instruction; the reason is not known
+# (measured in outputs/README.md).
 if not FAST_BFLOAT16:
     os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
@@ -67,16 +67,16 @@ from tqdm import tqdm
 
 # ----------------------------------------------------------------------------- constants and seeds
 
-# What decides the numbers of a run, apart from its program, and from the device: with another
-# device a run may go on.
+# These decide the numbers of a run, together with its program. (So does the device, but a run may
+# go on with another one, by the same --precision.)
 SETTINGS = ["batch_size", "learning_rate", "r1_gamma", "latent_dim", "seed", "precision", "limit"]
 RECORDED = ["D_loss", "G_loss", "D_x", "D_G_z", "D_right"]  # in each step, see train_step
 R1_EVERY = 4  # steps from one R1 penalty to the next
 
-# Of latent vectors that are the same in every run (of one --latent-dim) and for both models.
-LATENT_SEED = 2014  # those of all figures
-BATCH_NORM_SEED = 2015  # those to measure BatchNorm with
-BATCH_NORM_BATCHES = 20  # of 128 latent vectors
+# Seeds of latent vectors that are the same in every run (of one --latent-dim) and for both models.
+LATENT_SEED = 2014  # of all figures
+BATCH_NORM_SEED = 2015  # to measure BatchNorm with
+BATCH_NORM_BATCHES = 20  # of 128 such vectors each, enough for a steady mean and variance
 
 
 def seed_epoch(seed, epoch):
@@ -100,7 +100,7 @@ def warn_once(text):
 
 # ------------------------------------------------------------------------------------ FashionMNIST
 
-FILES = FashionMNIST.resources  # four of (name, MD5 sum, which is a fingerprint)
+FILES = FashionMNIST.resources  # four pairs, (name, MD5 sum); the sum is a fingerprint
 ADDRESSES = [
     *FashionMNIST.mirrors,
     "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/",
@@ -148,6 +148,7 @@ def fetch_files(folder, raw):
     raw.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         new = Path(temporary)
+        # The packed files, put there by hand, left there by torchvision, or Debian's.
         places = [place for place in [folder, raw, DEBIAN_FOLDER] if has_files(place)]
         if places:
             unpack(places[0], new)
@@ -184,7 +185,7 @@ def download(new):
         except Exception as error:  # a network fails in many ways
             print(f"that failed: {error}")
             failures.append(error)
-    raise failures[0]
+    raise failures[0]  # the last is, on most machines, that there is no apt-get
 
 
 def fetch_debian_package(new):
@@ -300,10 +301,9 @@ def new_training(Generator, Discriminator, settings, device):
     layout = torch.channels_last if device.type == "cpu" else torch.contiguous_format
     G = Generator(settings["latent_dim"]).to(device, memory_format=layout)
     D = Discriminator().to(device, memory_format=layout)
-    # eval: BatchNorm does not note these images. An epoch begins with train.
-    check_generator(G.eval(), torch.randn(64, settings["latent_dim"], device=device))
-    check_discriminator(D, torch.randn(64, 1, 28, 28, device=device))
     G_ema = copy.deepcopy(G).requires_grad_(False).eval()  # it is averaged, not trained
+    check_generator(G_ema, torch.randn(64, settings["latent_dim"], device=device))
+    check_discriminator(D, torch.randn(64, 1, 28, 28, device=device))
     options = {
         "lr": settings["learning_rate"],
         # 0: no momentum (the DCGAN paper has 0.5), because an older gradient was taken against an
@@ -352,8 +352,8 @@ def check_discriminator(D, noise):
             "new_training, and train with --r1-gamma 0, since R1 needs independent images too"
         )
     # Now weights and images are made 1,000 times as large. A Sigmoid still gives 0 to 1; logits
-    # leave that range. (But not those of a last layer that begins with zeros: they are 0 before and
-    # after. So what a Sigmoid gives must be above 0 before.)
+    # leave that range. (A last layer that begins with zeros gives logits of 0 before and after,
+    # which are in that range, too. A Sigmoid gives more than 0 before.)
     with torch.no_grad():  # else weights may not be changed like this
         for weight in D.parameters():
             weight.mul_(1000)
@@ -387,7 +387,8 @@ def r1_penalty(D, x):
     logits = D(x)  # a pass of its own: in that of train_step the pixels have no gradient
     # train_step calls this under autocast, which lets layers compute in numbers of 16 bits (see
     # there). It must not act on the gradient: on CUDA that would be in float16 even when bfloat16
-    # was asked for (a fault of PyTorch, issue 105682), and in float16 small gradients become 0.
+    # was asked for (a fault of PyTorch, issue 105682), and in float16, which does not reach as near
+    # to 0 as the others, small gradients become 0.
     with torch.autocast(x.device.type, enabled=False):
         # The gradient with respect to the images; [0]: `grad` returns one for each input. A logit
         # depends on its own image alone, so of the sum of logits each image gets its own gradient.
@@ -403,8 +404,9 @@ def train_step(training, real, z, r1_weight, dtype):
     RECORDED names: both losses without the penalty, the means of D(x) and D(G(z)), and the share of
     pairs of a real and a fake image in which the real one has the larger logit.
 
-    For another loss, change what stands in draw_losses and plot_losses of this one, too. For a k
-    above 1, repeat D's part, so that each step has a loss of G.
+    If you change the loss, also change what draw_losses (ln 2) and plot_losses (its name) say of
+    it. For k above 1, repeat D's part here, with new real images and new z; each step returns a
+    loss of G.
     """
     G, D = training.G, training.D
     # In a block `with autocast`, Linear and Conv compute in `dtype`, and their outputs are of it.
@@ -451,7 +453,7 @@ def update_average(G_ema, G, step):
     which swings cancel. Nine times as much lets old weights fade. A step leaves 1 - 9 / (10 + step)
     = (1 + step) / (10 + step) of the average. All steps from s to t, multiplied, leave some
     (s / t)^9, so half of it comes from the last 7% of the steps (0.93^9 is about 1/2). The 10 keeps
-    the share below 1 at first. (A share of 1 always: no average.)
+    the share below 1 at first. (For no average, make the share 1.)
     """
     for average, weight in zip(G_ema.parameters(), G.parameters(), strict=True):
         average.lerp_(weight, 9 / (10 + step))  # average += share * (weight - average)
@@ -506,7 +508,8 @@ def train(training, train_set, settings, first, last):
             for i in range(steps):
                 step = (epoch - 1) * steps + i
                 real = scale(images[batches[i]])
-                # N(0, 1), as everywhere. Let G make another distribution of it, first in `forward`.
+                # N(0, 1), as in all places that draw z. For another distribution, transform z at
+                # the start of G's forward.
                 z = torch.randn(batch_size, latent_dim, device=device)
                 # R1 is another pass through D, so it comes in every fourth step, four times as much
                 # (Karras et al. 2020, arXiv:1912.04958). The mean of its gradient stays the same.
@@ -547,7 +550,7 @@ def summarize(epoch, recorded, samples, samples_before, seconds):
         row[f"{name}_mean"] = values.mean().item()
         row[f"{name}_std"] = values.std(correction=0).item()  # all steps are here: divided by N
     sample_change = (samples.float() - samples_before.float()).abs().mean().item()
-    row["sample_change"] = sample_change if epoch > 1 else math.nan  # from untrained samples
+    row["sample_change"] = sample_change if epoch > 1 else math.nan  # else from untrained ones
     row["seconds"] = seconds
     # Rounded as in history.csv, so that figures drawn now and with --redraw are the same.
     return {name: float(f"{value:.6g}") for name, value in row.items()}
@@ -603,7 +606,7 @@ def perturb(G, z, dims, offsets):
 
 WIDTH = 12 / 2.54  # inches, the text width of a report
 LARGEST_HEIGHT = 17 / 2.54  # with a caption it fits on a page
-MARGIN = 0.1  # inches, above and below
+MARGIN = 0.1  # inches, above and below together
 STYLE = [
     "default",  # whatever the user's own settings are
     {
@@ -613,7 +616,7 @@ STYLE = [
         "figure.constrained_layout.use": True,  # no text is cut or lies over another
         "legend.frameon": False,
         "image.cmap": "gray",
-        "image.interpolation": "nearest",
+        "image.interpolation": "nearest",  # pixels stay squares
         "savefig.dpi": 200,
     },
 ]
@@ -631,7 +634,8 @@ def plot_images(images, title, rows=(), blocks=1, right=(), columns=(), caption=
     if len(images) % (8 * blocks) != 0:  # labels would stand beside other images
         raise ValueError(f"{len(images)} images are not {blocks} blocks of full rows of 8")
     count = len(images) // 8
-    # Without pyplot, which may want a screen. MARGIN is added below.
+    # Without pyplot, which may want a screen. At first as high as may be, so that only very many
+    # images do not get the whole width. MARGIN is added below.
     figure = Figure((WIDTH, LARGEST_HEIGHT - MARGIN))
     axes = figure.subplots()
     grid = make_grid(images[:, None], nrow=8, padding=2, pad_value=255)  # (3, height, width)
@@ -646,8 +650,9 @@ def plot_images(images, title, rows=(), blocks=1, right=(), columns=(), caption=
     right_axis.set_yticks(find_middles(right, count), right)
     right_axis.tick_params(length=0)
     right_axis.spines[:].set_visible(False)
+    rows_of_a_block = count // blocks
     for block in range(1, blocks):
-        edge = block * count // blocks * IMAGE_SIZE
+        edge = block * rows_of_a_block * IMAGE_SIZE
         axes.axhline(edge, color="black", linewidth=0.6)
     # The figure becomes as high (in inches) as what is in it; that is known when it is laid out.
     figure.draw_without_rendering()
@@ -687,10 +692,10 @@ def plot_perturbation(images, response, dims, offsets, title):
 
 def plot_losses(history, model):
     """Both losses over training and, below, how often D is right, which older runs do not have."""
-    is_recorded = "D_right_mean" in history[0]
-    figure = Figure((WIDTH, WIDTH * (0.75 if is_recorded else 0.6)))
+    has_D_right = "D_right_mean" in history[0]
+    figure = Figure((WIDTH, WIDTH * (0.75 if has_D_right else 0.6)))
     figure.suptitle(f"{model}, epoch {len(history)}: losses")
-    if is_recorded:
+    if has_D_right:
         axes, below = figure.subplots(2, sharex=True, height_ratios=[3, 1])
         draw_D_right(below, history)
     else:
@@ -755,6 +760,7 @@ def name_peak(axes, history, limits):
     peak = larger.max()
     epoch = larger.argmax() + 1
     if peak > limits[1]:
+        # The text begins there ("left") or ends there, and so stays inside.
         side = "left" if epoch < len(history) / 2 else "right"
         height = limits[1] - 0.02 * (limits[1] - limits[0])  # a little below the upper edge
         text = f" peak {peak:.2f} in epoch {epoch} "
@@ -849,9 +855,9 @@ def read_program(script):
     folder = script.resolve().parent
     pythons = Path(os.__file__).parent  # where Python's own modules lie
     paths = {script.name: script, "common.py": Path(__file__)}
-    for module in list(sys.modules.values()):  # all that has been imported
-        file = Path(getattr(module, "__file__", None) or "")  # modules in C have none
-        # site-packages: the folder into which pip installs.
+    for module in list(sys.modules.values()):  # all that has been imported; a copy of the list
+        file = Path(getattr(module, "__file__", None) or "")  # some modules have none, or None
+        # A .venv in the script's folder holds what pip has installed, in site-packages.
         is_installed = "site-packages" in file.parts or file.is_relative_to(pythons)
         # Some parts of PyTorch have a made up file, which is not a whole path.
         if file.suffix == ".py" and file.is_absolute() and not is_installed:
@@ -891,14 +897,14 @@ def find_changes(before, now, labels):
     for file in sorted(set(before["program"]) | set(now["program"])):  # the files of either
         old_text = before["program"].get(file, "")
         text = now["program"].get(file, "")
-        if file == "common.py":  # up to that heading: what is below it does not change the numbers
+        if file == "common.py":  # up to the heading "figures": what is below makes no numbers
             old_text = old_text.split("-- figures")[0]
             text = text.split("-- figures")[0]
         old_meaning, old_lines = read_code(old_text)
         meaning, lines = read_code(text)
         if meaning != old_meaning:
             named = name_lines(old_lines, lines, labels)
-            if not named:  # in a text of several lines, blank ones and those with # are left out
+            if not named:  # name_lines leaves out such lines of a text of several lines, too
                 named = ["is not the same"]
             changes += [f"{file} {line}" for line in named]
     return changes
@@ -1004,7 +1010,7 @@ def match_layout(optimizer):
     # {weight: {"step": ..., "exp_avg": ..., "exp_avg_sq": ..., "max_exp_avg_sq": ...}}
     for weight, averages in optimizer.state.items():
         for name, average in averages.items():
-            # Not the number of steps.
+            # Not the number of steps, nor a None, which other optimizers may keep.
             if isinstance(average, torch.Tensor) and average.shape == weight.shape:
                 averages[name] = torch.empty_like(weight).copy_(average)  # in weight's order
 
@@ -1055,8 +1061,7 @@ def run_script(script):
     gets the one that lies beside it, not today's. It does not train, since its __name__ is not
     "__main__"."""
     folder = script.parent.resolve()
-    # A folder may be a package, which is a module in several files.
-    names = {path.stem for path in folder.iterdir() if path.suffix == ".py" or path.is_dir()}
+    names = {path.stem for path in folder.iterdir() if path.suffix == ".py" or is_package(path)}
     imported = dict(sys.modules)  # a copy, {name: module}, to be put back
     forget_modules(names)  # else `import` would take what is imported already
     sys.path.insert(0, str(folder))  # where `import` looks first
@@ -1069,9 +1074,14 @@ def run_script(script):
         sys.modules.update(imported)
 
 
+def is_package(path):
+    """Whether it is a folder that is imported like a module. (One of data may be called torch.)"""
+    return path.is_dir() and any(path.rglob("*.py"))
+
+
 def check_script(script, G, latent_dim):
-    """Raises UserError if --redraw and compare.py, which run the script and put the weights into
-    its Generator, would get other images than those of G, a generator in eval mode."""
+    """Make the generator once more, as --redraw and compare.py do: by running the script and with
+    the weights of G, a generator in eval mode. Raises UserError if it gives other images than G."""
     Generator = run_script(script).get("Generator")
     if Generator is None:
         raise UserError(f"{script.name} has no class of the name Generator, which --redraw needs")
@@ -1106,7 +1116,7 @@ LIMITS = {  # from, to
     "r1_gamma": (0, 1e6),
     "latent_dim": (1, math.inf),
     "seed": (0, 2**32),  # times a million, as in seed_epoch, it is below the 2**64 of PyTorch
-    "limit": (2, math.inf),  # a batch
+    "limit": (2, math.inf),  # the smallest batch
     "sample_every": (1, math.inf),
     "perturb_dims": (0, math.inf),
     "perturb_offsets": (-1000, 1000),
@@ -1188,9 +1198,10 @@ def choose_dims(dims, latent_dim):
 
 def warn_if_busy(device):
     """Two programs that compute on the same cores slow each other down."""
-    # How many programs, on average, computed in the last minute; Windows does not say.
+    # How many threads, on average, computed in the last minute; Windows does not say.
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0
     is_busy = load > os.cpu_count() / 2  # half of the cores are taken, or more
+    # OMP_NUM_THREADS is the number of threads that PyTorch computes with.
     if device.type == "cpu" and is_busy and torch.get_num_threads() > 1:
         print(
             f"in the last minute this machine was busy (load {load:.1f}): if another program "

@@ -84,7 +84,8 @@ def classify(classifier, images):
     """Features (N, 128) and classes (N,) of uint8 images (N, 28, 28)."""
     parts = []
     for part in images.split(AT_ONCE):
-        x = part[:, None] / 127.5 - 1  # as in its training, whatever today's common.scale does
+        # Scaled as when it was trained, not by common.scale, which a reader may edit.
+        x = part[:, None] / 127.5 - 1
         parts.append(classifier.features(x))
     features = torch.cat(parts)
     return features, classifier.logits(features).argmax(1)
@@ -143,11 +144,12 @@ def history_numbers(history):
         numbers[name] = float(last.mean()) if quarter > 1 else math.nan
     D_loss = common.column(history, "D_loss_mean")
     G_loss = common.column(history, "G_loss_mean")
-    runaway = max(D_loss.max() / np.median(D_loss), G_loss.max() / np.median(G_loss))
-    # In a short run the first epochs, in which losses change most, decide what is usual. Beside a
-    # loss that may be 0 or less, such as Wasserstein's, twice as large means nothing.
-    is_positive = min(D_loss.min(), G_loss.min()) > 0
-    numbers["runaway"] = float(runaway) if is_positive and len(history) >= 20 else math.nan
+    numbers["runaway"] = math.nan
+    # In a short run the first epochs, in which losses change most, would decide what is usual. Of a
+    # loss that can be 0 or less (some others than ours can), twice as large means nothing.
+    if len(history) >= 20 and min(D_loss.min(), G_loss.min()) > 0:
+        ratios = [losses.max() / np.median(losses) for losses in (D_loss, G_loss)]
+        numbers["runaway"] = float(max(ratios))
     numbers["seconds"] = float(common.column(history, "seconds").sum())
     return numbers
 
@@ -179,19 +181,23 @@ def generate_in_parts(G, z):
 
 
 def interpolate(a, b, t):
-    """From latent vectors a (t = 0) to b (t = 1), (..., latent_dim), around the origin (slerp;
-    White 2016, arXiv:1609.04468), in angles that are equal if a and b are equally long.
+    """From latent vectors a (t = 0) to b (t = 1), (..., latent_dim): equal steps of t turn by equal
+    angles around the origin (slerp; White 2016, arXiv:1609.04468), and the length changes evenly.
 
-    Nearly they are: the squared length, a sum of 100 squares of numbers from N(0, 1), is 100 +- 14.
-    All on this path is about as long; in the middle of a straight line it would be shorter than
-    nearly all that G was trained with. If a and b are at right angles, which two latent vectors
-    nearly are, the path is cos(s) a + sin(s) b with s from 0 to 90 degrees.
+    Latent vectors of many numbers have nearly the same length: its square is a sum of 100 squares,
+    which have the mean 1 and the variance 2, so it is 100 +- 14 (the root of 200). In the middle of
+    a straight line they would be shorter than nearly all that G was trained with.
     """
     if a.shape[-1] == 1:  # the angle between numbers is 0 or 180 degrees, and its sine 0
         return a + t * (b - a)
+    length_a = a.norm(dim=-1, keepdim=True)
+    length_b = b.norm(dim=-1, keepdim=True)
     cosine = F.cosine_similarity(a, b, dim=-1).clamp(-1, 1)  # beyond by rounding
     angle = torch.acos(cosine)[..., None]
-    return (torch.sin((1 - t) * angle) * a + torch.sin(t * angle) * b) / torch.sin(angle)
+    # Of length 1. If the angle is 90 degrees, they are cos(s) a + sin(s) b for s from 0 to 90.
+    part_a = torch.sin((1 - t) * angle) / torch.sin(angle) * a / length_a
+    part_b = torch.sin(t * angle) / torch.sin(angle) * b / length_b
+    return (part_a + part_b) * (length_a + t * (length_b - length_a))
 
 
 def neighbourhood(features):
@@ -215,7 +221,8 @@ def median_filter(images):
     """The median of 3x3 pixels, (N, 28, 28) to (N, 26, 26) floats: it removes single specks."""
     parts = []
     for part in images.float().split(ROWS):
-        # All windows of 3 rows, and in them all of 3 columns: (ROWS, 26, 26, 3, 3).
+        # unfold(dimension, size, step): all windows of 3 rows, and in them all of 3 columns, make
+        # (ROWS, 26, 26, 3, 3).
         windows = part.unfold(1, 3, 1).unfold(2, 3, 1)
         parts.append(windows.flatten(3).median(dim=3).values)  # of the nine pixels of each
     return torch.cat(parts)
@@ -255,15 +262,17 @@ def frechet_distance(a, b):
     """Of normal distributions fitted to two sets of features (N, F) (Heusel et al. 2017):
     |mean_a - mean_b|^2 + trace(A + B - 2 (A B)^(1/2)) with the covariances A and B.
 
-    It is 0 if means and covariances are equal: then (A B)^(1/2) is A. Features are not normal, but
-    only their means and covariances are compared.
+    R is M^(1/2) if R R = M. So with one feature this is (mean_a - mean_b)^2 + (std_a - std_b)^2,
+    the square of a distance, as an FID is. Features are not normal, but only their means and
+    covariances are compared.
     """
     a = a.double()  # 16 digits instead of 7
     b = b.double()
     A = a.T.cov()  # cov takes a row for each feature
     B = b.T.cov()
-    # The trace is the sum of the eigenvalues, and those of a root are the roots of the eigenvalues.
-    # Of A B they are real and not negative, but for rounding.
+    # The trace is the sum of the eigenvalues, and those of a root are the roots of the eigenvalues:
+    # if R v = r v, then R R v = r^2 v. Of A B, a product of two covariances, they are real and not
+    # below 0, but for rounding; eigvals returns complex numbers.
     roots = torch.linalg.eigvals(A @ B).real.clamp(min=0).sqrt()
     return (a.mean(0) - b.mean(0)).square().sum() + A.trace() + B.trace() - 2 * roots.sum()
 
@@ -294,14 +303,15 @@ class Measure:
 
 
 # Blur takes odd details away, so blurred images lie near real ones more often than real images do:
-# a precision above theirs is no better. In the same way noise raises grain, and seams sharpness.
+# a precision above theirs is no better. In the same way noise raises grain, and a hard seam, as
+# between halves of two garments, sharpness.
 MEASURES = [
     Measure("quality", "Fréchet distance", frechet_distance, "lower", "to test images' features"),
     Measure("quality", "precision", share_near, "like real", "near a real one; raised by blur"),
     Measure("sharper", "sharpness", mean, "like real", "edges: variance of the Laplacian"),
     Measure("sharper", "grain", mean, "like real", "fine detail: difference from the 3x3 median"),
     Measure("more varied", "recall", share_near, "higher", "share of real ones near a generated"),
-    Measure("more varied", "imbalance", imbalance, "lower", "of ten garments, in %; 1 is chance"),
+    Measure("more varied", "imbalance", imbalance, "lower", "of ten garments, in %; 1.2: chance"),
     Measure("smoother", "detour", median, "lower", "paths: length over straight line"),
     Measure("smoother", "jumps", median, "lower", "paths: largest step over mean step"),
     Measure("smoother", "outliers", tail, "lower", "one z_i moved: largest changes over usual"),
@@ -315,7 +325,7 @@ MEASURES = [
     Measure("", "seconds", None, "", "of training, on the machine used, busy or not"),
 ]
 NEEDED = {  # without it, the measures of a claim are undefined
-    "smoother": "images that change with z (outliers: with most of its dimensions)",
+    "smoother": "images that change with z (outliers: with half of its dimensions)",
     "more stable": "five epochs",
     "": "20 epochs and losses above 0",  # for runaway
 }
@@ -324,7 +334,7 @@ NEEDED = {  # without it, the measures of a claim are undefined
 @dataclass
 class Result:
     values: list  # one for each seed
-    spread: float  # of one value by find_spread, of several their standard deviation, or nan
+    spread: float  # one value: by find_spread; several: standard deviation; nan: not known
 
 
 def measure(items):
@@ -341,17 +351,20 @@ def find_spread(statistic, sides):
 
     sides: one tensor of items or two. Each is divided into ten parts, and the statistic is taken of
     each part. A mean of a tenth of the items scatters more than one of all, by the root of 10. For
-    other statistics that is about right, but too much for a distance near 0 (outputs/README.md).
+    other statistics that is right within some 40%, and too much for a distance near 0
+    (outputs/README.md).
     """
     if min(len(side) for side in sides) < PARTS:
         return math.nan
     divided = [side.tensor_split(PARTS) for side in sides]
+    # zip: the first part of each side, then the second of each, and so on.
     values = [float(statistic(*part)) for part in zip(*divided, strict=True)]
     return float(np.std(values, ddof=1) / math.sqrt(PARTS))
 
 
 def find_better(row, results):
-    """The label of the runs that are better than all others by more than chance, or None.
+    """The label of the runs that are better than all others that are defined, by more than chance,
+    or None.
 
     The difference must be more than two of its standard deviations and, of several seeds, each must
     be better than each of the others' seeds. What is written alike is not better. results: {label:
@@ -434,7 +447,7 @@ def mean_as_text(result):
     value = np.mean(result.values)
     if not math.isfinite(value):
         return "undefined"
-    if abs(value) >= 999.5:  # below, it would become 1.00e+03
+    if abs(value) >= 999.5:  # the last line would write 1.00e+03
         return f"{value:,.0f}"
     return f"{value:#.3g}".rstrip(".")  # #: keep zeros at the end; and the point, as in 513.
 
@@ -502,16 +515,17 @@ CAPTIONS = {  # for a report, in English and in Chinese
         f"均方根差，取 {COPIES:,} 幅图像的中位数；若接近 0，则意味着复制；越平滑的图像距离越小。",
     ),
     "interpolation": (
-        "Images on the path from one latent vector (left) to another (right), in equal steps on an "
-        "arc of the sphere on which latent vectors nearly lie; three paths for each model.",
-        "从一个隐向量（左）到另一个隐向量（右）的插值图像，沿隐向量近似所在球面的大圆弧等步长移动；每个模型三条路径。",
+        "Images on the path from one latent vector (left) to another (right), in equal angles "
+        "around the origin; three paths for each model.",
+        "从一个隐向量（左）到另一个隐向量（右）的插值图像，绕原点等角度移动；每个模型三条路径。",
     ),
     "smoothness": (
-        f"{PAIRS} paths on a sphere from one latent vector to another, in {STEPS} equal steps: "
-        "the largest change of the classifier's features, divided by the mean one (1: all steps "
-        "alike). The largest 1% of all paths are counted in the last bin.",
-        f"在球面上从一个隐向量到另一个隐向量的 {PAIRS} 条路径，每条分为 {STEPS} 个等长步："
-        "分类器特征的最大单步变化与平均单步变化之比（1 表示各步相同）。最大的 1% 计入末个区间。",
+        f"{PAIRS} paths around the origin from one latent vector to another, in {STEPS} equal "
+        "angles: the largest change of the classifier's features, divided by the mean one (1: all "
+        "steps alike). Paths beyond the axis, 1% of all, are counted in the last bin.",
+        f"绕原点从一个隐向量到另一个隐向量的 {PAIRS} 条路径，每条分为 {STEPS} 个等角步："
+        "分类器特征的最大单步变化与平均单步变化之比（1 表示各步相同）。"
+        "超出坐标轴范围者（占全部的 1%）计入末个区间。",
     ),
     "garments": (
         f"Share of each garment in {IMAGES:,} images, by the classifier; dashed: equal shares, "
@@ -522,7 +536,7 @@ CAPTIONS = {  # for a report, in English and in Chinese
 
 
 def plot_losses(columns):
-    """Both losses of the first run of each column on the same axes."""
+    """Both losses of the first run of each column: a panel each, with the same limits."""
     firsts = {label: runs[0].history for label, runs in columns.items()}
     figure = Figure((common.WIDTH, common.WIDTH * 0.55))
     longest = max(len(history) for history in firsts.values())
@@ -592,12 +606,12 @@ def plot_smoothness(jumps):
     figure.suptitle("From one latent vector to another: how even are the steps?")
     axes = figure.subplots()
     every = torch.cat([values[values.isfinite()] for values in jumps.values()])
-    # Where the axis ends; 2 is for generators whose steps are all alike.
+    # Where the axis ends; 2, for it would end at 1 if all steps of all generators were alike.
     largest = max(2.0, float(every.quantile(0.99))) if len(every) else 2.0
     styles = ["-", "--", ":", "-."]
     for i, (label, values) in enumerate(jumps.items()):
         axes.hist(
-            values.clamp(max=largest).numpy(),
+            values.clamp(1, largest).numpy(),  # also what is below 1 by rounding
             np.linspace(1, largest, 30),  # the edges of the bins
             weights=np.full(len(values), 100 / len(values)),  # so that all paths make 100%
             histtype="step",
@@ -624,6 +638,7 @@ def plot_garments(classes):
         places = np.arange(10) + (i - (len(classes) - 1) / 2) * thickness
         shares = garment_shares(column).numpy()
         hatch = hatches[i % 4]
+        # edgecolor: of the hatch, too.
         axes.barh(places, shares, thickness, label=label, hatch=hatch, edgecolor="white")
     axes.axvline(10, color="black", linewidth=1, linestyle="--", label="equal shares")
     axes.set_xlabel("Share of the images, in %")
@@ -643,7 +658,7 @@ class Run:
     folder: Path
     model: str
     seed: int
-    settings: dict  # all but the seed, and "epochs"
+    settings: dict  # without the seed, with the number of epochs
     program: dict  # {file: text}
     parameters: dict  # {"G": number of weights, "D": ...}
     history: list
@@ -771,7 +786,7 @@ def compare(folders, outputs, data):
                 bar.update()
             items, numbers, figure_parts = measured[0]
             for name, part in figure_parts.items():
-                shown.setdefault(name, {})[label] = part
+                shown.setdefault(name, {})[label] = part  # {} if the name is new
             if len(group) == 1:
                 results[label] = find_results(items, numbers)
             else:
@@ -809,6 +824,7 @@ ONE_SEED = (
     "is not in it, and no verdict is given for measures of the history (more stable), whose epochs "
     "are not independent. Bold: better, by more than two standard deviations of the difference."
 )
+# By chance: of the 20 ways to choose three runs of six, two choose the best or the worst three.
 SEVERAL_SEEDS = (
     "±: standard deviation over the seeds; of real images and of a run alone, if images were drawn "
     "anew. Bold: better with every seed than the other with any, and on average by more than two "
@@ -855,8 +871,8 @@ def make_report(columns, results, accuracy):
         "which removes single specks. Usual: the median. A copy moved by a pixel is not found.",
         "",
         "\\* Last quarter of the run. Samples change less in a longer run; losses deviate least "
-        "where D cannot decide and they stay at ln 2. A generator whose images vary less, or that "
-        "was trained for less, is smoother by that alone.",
+        "where D cannot decide and they stay at ln 2. Few epochs make any generator "
+        "smooth.",
         "",
         *make_verdicts(results),
         "Figures and captions:",

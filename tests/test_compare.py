@@ -150,13 +150,17 @@ def test_tail():
     assert compare.tail(moves) == compare.tail(3 * moves) == 5  # the shape counts, not the size
 
 
-def test_interpolation_is_on_the_circle():
-    a = torch.tensor([[1.0, 0.0]])
-    b = torch.tensor([[0.0, 1.0]])
-    for t in (0, 0.25, 1):
-        expected = [[math.cos(t * math.pi / 2), math.sin(t * math.pi / 2)]]
-        found = compare.interpolate(a, b, torch.tensor([[t]]))
-        np.testing.assert_allclose(found, expected, atol=1e-6)
+def test_interpolation_turns_evenly_from_one_length_to_the_other():
+    """From an angle of 0 degrees to 90 or, in z of two numbers also likely, nearly to 180."""
+    for degrees, length in ((90, 1), (90, 3), (179, 0.5)):
+        end = math.radians(degrees)
+        a = torch.tensor([[1.0, 0.0]])
+        b = length * torch.tensor([[math.cos(end), math.sin(end)]])
+        for t in (0, 0.25, 1):
+            radius = 1 + t * (length - 1)
+            expected = [[radius * math.cos(t * end), radius * math.sin(t * end)]]
+            found = compare.interpolate(a, b, torch.tensor([[t]]))
+            np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
 def test_stability_is_that_of_the_last_quarter_and_a_runaway_that_of_all():
