@@ -850,8 +850,6 @@ def read_program(script):
     """The program that runs, {file: text}: the script, this file, and the modules of one's own that
     have been imported, which lie in the script's folder or below. Raises UserError if this file is
     not what runs."""
-    if read_text(Path(__file__)) != TEXT:
-        raise UserError("common.py was edited since Python has read it: start Python anew")
     folder = script.resolve().parent
     pythons = Path(os.__file__).parent  # where Python's own modules lie
     paths = {script.name: script, "common.py": Path(__file__)}
@@ -864,7 +862,10 @@ def read_program(script):
             path = file.resolve()
             if path.is_relative_to(folder):
                 paths[path.relative_to(folder).as_posix()] = path  # with / on Windows, too
-    return {name: read_text(path) for name, path in paths.items()}
+    program = {name: read_text(path) for name, path in paths.items()}
+    if program["common.py"] != TEXT:
+        raise UserError("common.py was edited since Python has read it: start Python anew")
+    return program
 
 
 def read_text(path):
@@ -1045,15 +1046,23 @@ def load_run(folder):
             f"{folder} is not a run that can be read ({type(error).__name__}: {error}), or it is "
             "of an older version of this repository"
         ) from error
-    try:
-        G = run_script(script)["Generator"](latent_dim)
-    except (ImportError, SyntaxError, KeyError) as error:
-        raise UserError(f"{script} cannot be run ({type(error).__name__}: {error})") from error
+    G = make_generator(script, latent_dim)
     try:
         G.load_state_dict(weights)
     except RuntimeError as error:
         raise UserError(f"{folder / 'generator.pt'} is not of the network in {script}") from error
     return description, history, G.to(memory_format=torch.channels_last).eval()
+
+
+def make_generator(script, latent_dim):
+    """A new Generator of the script. Raises UserError if there is none."""
+    try:
+        names = run_script(script)
+        if "Generator" not in names:
+            raise UserError(f"{script} has no class of the name Generator")
+        return names["Generator"](latent_dim)
+    except (ImportError, SyntaxError, KeyError) as error:
+        raise UserError(f"{script} cannot be run ({type(error).__name__}: {error})") from error
 
 
 def run_script(script):
@@ -1075,17 +1084,15 @@ def run_script(script):
 
 
 def is_package(path):
-    """Whether it is a folder that is imported like a module. (One of data may be called torch.)"""
-    return path.is_dir() and any(path.rglob("*.py"))
+    """Whether it is a folder that may have been imported like a module. (One of data may be called
+    torch. Others are not searched: they may hold very many files.)"""
+    return path.is_dir() and path.name in sys.modules and any(path.rglob("*.py"))
 
 
 def check_script(script, G, latent_dim):
     """Make the generator once more, as --redraw and compare.py do: by running the script and with
     the weights of G, a generator in eval mode. Raises UserError if it gives other images than G."""
-    Generator = run_script(script).get("Generator")
-    if Generator is None:
-        raise UserError(f"{script.name} has no class of the name Generator, which --redraw needs")
-    again = Generator(latent_dim)
+    again = make_generator(script, latent_dim)
     again.load_state_dict(G.state_dict())
     again = again.to(device_of(G)).eval()
     z = latent_vectors(latent_dim).to(device_of(G))

@@ -871,8 +871,8 @@ def make_report(columns, results, accuracy):
         "which removes single specks. Usual: the median. A copy moved by a pixel is not found.",
         "",
         "\\* Last quarter of the run. Samples change less in a longer run; losses deviate least "
-        "where D cannot decide and they stay at ln 2. Few epochs make any generator "
-        "smooth.",
+        "where D cannot decide and they stay at ln 2. Few epochs make any "
+        "generator smooth.",
         "",
         *make_verdicts(results),
         "Figures and captions:",
