@@ -1,5 +1,5 @@
 """What gan.py and dcgan.py share, in this order: constants and seeds, FashionMNIST, the networks on
-a CPU, training, sampling, figures, files, command line.
+a CPU, training, sampling, figures, files, command line. To understand a GAN, read `training`.
 
 The names are the papers': z latent vectors, x images, G generator, D discriminator. From step to
 step G swings; G_ema is its moving average, which makes every generated image that is shown.
@@ -17,10 +17,10 @@ cpuinfo = Path("/proc/cpuinfo")
 FAST_BFLOAT16 = cpuinfo.exists() and "avx512_bf16" in cpuinfo.read_text()
 
 # PyTorch's threads (of a library called GOMP) wait for each other in a loop, which keeps their
-# cores from other programs. This variable, read when torch is imported, lets them sleep after 5,000
-# turns instead of 300,000, unless the user has set it. That helps in float32 and does harm in
-# bfloat16, which a run takes where the processor has the instruction; the reason is not known
-# (measured in outputs/README.md).
+# cores from other programs. This variable, read when torch is imported, lets them sleep after they
+# have gone round 5,000 times instead of 300,000, unless the user has set it. In float32 a busy
+# machine is faster by it, in bfloat16 slower (measured in outputs/README.md; the reason is not
+# known). It changes no number.
 if not FAST_BFLOAT16:
     os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
@@ -68,7 +68,7 @@ from tqdm import tqdm
 # ----------------------------------------------------------------------------- constants and seeds
 
 # These decide the numbers of a run, together with its program. (So does the device, but a run may
-# go on with another one, by the same --precision.)
+# go on with another one if --precision is the same there.)
 SETTINGS = ["batch_size", "learning_rate", "r1_gamma", "latent_dim", "seed", "precision", "limit"]
 RECORDED = ["D_loss", "G_loss", "D_x", "D_G_z", "D_right"]  # in each step, see train_step
 R1_EVERY = 4  # steps from one R1 penalty to the next
@@ -185,7 +185,7 @@ def download(new):
         except Exception as error:  # a network fails in many ways
             print(f"that failed: {error}")
             failures.append(error)
-    raise failures[0]  # the last is, on most machines, that there is no apt-get
+    raise failures[0]  # the last says, on most machines, only that there is no apt-get
 
 
 def fetch_debian_package(new):
@@ -194,7 +194,7 @@ def fetch_debian_package(new):
     with contextlib.suppress(subprocess.SubprocessError):
         run_quietly(new, "apt-get", "update")
     run_quietly(new, "apt-get", "download", DEBIAN_PACKAGE)
-    archive = next(new.glob("*.deb"))
+    archive = next(new.glob("*.deb"))  # the only one
     run_quietly(new, "dpkg-deb", "--extract", archive.name, ".")  # both lie in `new`
     # In the package the folder is usr/share/..., without the first slash; now it is below `new`.
     unpack(new / DEBIAN_FOLDER.relative_to("/"), new)
@@ -248,7 +248,7 @@ class UpsampleConv2d(nn.Conv2d):
         # Turned round in height and width. conv_transpose2d takes (C, K, 3, 3), not (K, C, 3, 3).
         turned = self.weight.flip(2, 3).transpose(0, 1)
         numbers = F.conv_transpose2d(x, turned, stride=2)  # (N, K, 2H + 1, 2W + 1)
-        # By apply, its `forward` is called now and its `backward` in loss.backward().
+        # PyTorch's way to call such a class: `forward` now, `backward` in loss.backward().
         return SumOfNeighbours.apply(numbers)
 
 
@@ -256,9 +256,10 @@ class SumOfNeighbours(torch.autograd.Function):
     """The sums of 2x2 neighbours, (N, C, H, W) to (N, C, H - 1, W - 1), and how PyTorch shall
     compute their gradient: loss.backward() calls `backward`.
 
-    In one dimension x y z becomes x + y, y + z. If g and h are the gradients of these two sums, the
-    gradients of x y z are g, g + h, h: again sums of neighbours, those of 0 g h 0. PyTorch finds
-    the same without this class, but on some processors it takes three times as long.
+    Only for speed: PyTorch finds the same gradient of the line in `forward` by itself, but on some
+    processors that takes three times as long. In one dimension x y z becomes x + y, y + z. If g and
+    h are the gradients of these two sums, the gradients of x y z are g, g + h, h: again sums of
+    neighbours, those of 0 g h 0.
     """
 
     # staticmethod: there is no self, but a context, for what backward must know of forward. Here
@@ -309,12 +310,12 @@ def new_training(Generator, Discriminator, settings, device):
         # 0: no momentum (the DCGAN paper has 0.5), because an older gradient was taken against an
         # opponent that has moved since. 0.999: the mean square is over some 1,000 steps.
         "betas": (0.0, 0.999),
-        # Adam divides each weight's gradient by the root of its mean square, so gradients that stay
-        # small soon make as large steps as large ones did, and G and D never come to rest. With
-        # amsgrad it is the largest mean square so far (Reddi et al. 2018, arXiv:1904.09237): when
-        # gradients become smaller, so do the steps.
+        # Adam divides each weight's gradient by the root of its mean square, so if all gradients
+        # become smaller, the steps soon are as large as before, and G and D never come to rest.
+        # With amsgrad it is the largest mean square so far (Reddi et al. 2018, arXiv:1904.09237):
+        # when gradients become smaller, so do the steps.
         "amsgrad": True,
-        "fused": True,  # one call for all weights, which is faster
+        "fused": True,  # all weights are changed by one call, which is faster
     }
     G_optimizer = torch.optim.Adam(G.parameters(), **options)
     D_optimizer = torch.optim.Adam(D.parameters(), **options)
@@ -332,7 +333,7 @@ def check_generator(G, z):
 
 
 def check_discriminator(D, noise):
-    """Raises UserError if D gives probabilities, or if its images depend on each other.
+    """Raises UserError if D gives probabilities, or if its logit of an image depends on the others.
 
     noise: images (N, 1, 28, 28). What D does is tried, whatever its layers are called.
     """
@@ -351,9 +352,9 @@ def check_discriminator(D, noise):
             "train_step take D(real) and D(fake.detach()) apart, take check_discriminator out of "
             "new_training, and train with --r1-gamma 0, since R1 needs independent images too"
         )
-    # Now weights and images are made 1,000 times as large. A Sigmoid still gives 0 to 1; logits
-    # leave that range. (A last layer that begins with zeros gives logits of 0 before and after,
-    # which are in that range, too. A Sigmoid gives more than 0 before.)
+    # Now weights and images are made 1,000 times as large. A Sigmoid gives more than 0 before, and
+    # still 0 to 1 after. Logits leave that range (or, if the last layer begins with zeros, are 0
+    # before).
     with torch.no_grad():  # else weights may not be changed like this
         for weight in D.parameters():
             weight.mul_(1000)
@@ -380,15 +381,14 @@ def r1_penalty(D, x):
 
     x: real images (N, 1, 28, 28). Returns a scalar. G follows D's gradient. If that is large where
     images are real already, G is driven past them and back again; if it is small, G can settle.
-    In the paper D minimizes L + gamma R1. D_loss is L / 2 here (see train_step), so r1_gamma is
-    gamma / 2.
+    In the paper D minimizes L + gamma R1. Here D_loss is L / 2 (see train_step), and so r1_gamma is
+    gamma / 2: half of L + gamma R1 is D_loss + r1_gamma R1.
     """
     x = x.detach().requires_grad_()  # the same images, now with a gradient for each pixel
     logits = D(x)  # a pass of its own: in that of train_step the pixels have no gradient
     # train_step calls this under autocast, which lets layers compute in numbers of 16 bits (see
-    # there). It must not act on the gradient: on CUDA that would be in float16 even when bfloat16
-    # was asked for (a fault of PyTorch, issue 105682), and in float16, which does not reach as near
-    # to 0 as the others, small gradients become 0.
+    # there). The gradient is taken without it: on CUDA it might be computed in float16 even when
+    # bfloat16 was asked for (a fault of PyTorch, issue 105682), in which small numbers become 0.
     with torch.autocast(x.device.type, enabled=False):
         # The gradient with respect to the images; [0]: `grad` returns one for each input. A logit
         # depends on its own image alone, so of the sum of logits each image gets its own gradient.
@@ -404,9 +404,8 @@ def train_step(training, real, z, r1_weight, dtype):
     RECORDED names: both losses without the penalty, the means of D(x) and D(G(z)), and the share of
     pairs of a real and a fake image in which the real one has the larger logit.
 
-    If you change the loss, also change what draw_losses (ln 2) and plot_losses (its name) say of
-    it. For k above 1, repeat D's part here, with new real images and new z; each step returns a
-    loss of G.
+    If you change the loss, also change what find_limits and draw_losses (ln 2) and plot_losses (its
+    name) say of it. For k above 1, repeat D's part here, with new real images and new z.
     """
     G, D = training.G, training.D
     # In a block `with autocast`, Linear and Conv compute in `dtype`, and their outputs are of it.
@@ -451,9 +450,10 @@ def update_average(G_ema, G, step):
 
     step counts from 0. With 1 / (1 + step), G_ema would be the plain mean of G over all steps, in
     which swings cancel. Nine times as much lets old weights fade. A step leaves 1 - 9 / (10 + step)
-    = (1 + step) / (10 + step) of the average. All steps from s to t, multiplied, leave some
-    (s / t)^9, so half of it comes from the last 7% of the steps (0.93^9 is about 1/2). The 10 keeps
-    the share below 1 at first. (For no average, make the share 1.)
+    = (1 + step) / (10 + step) of the average. In the product of these from step s to step t most
+    factors cancel, and some (s / t)^9 is left. So half of the average comes from the last 7% of the
+    steps (0.93^9 is about 1/2). The 10 keeps the share below 1 at first. (For no average, make the
+    share 1.)
     """
     for average, weight in zip(G_ema.parameters(), G.parameters(), strict=True):
         average.lerp_(weight, 9 / (10 + step))  # average += share * (weight - average)
@@ -464,12 +464,12 @@ def complete_average(G_ema, G, latent_dim):
     variance that BatchNorm keeps would not fit the averaged weights: they are measured."""
     for buffer, new in zip(G_ema.buffers(), G.buffers(), strict=True):
         buffer.copy_(new)
-    # A torch.Generator makes random numbers (it is no G). One of our own leaves those of the
-    # training undisturbed.
+    # A torch.Generator makes random numbers (it is no G). One with a seed of its own: the same
+    # latent vectors after every epoch.
     own = torch.Generator().manual_seed(BATCH_NORM_SEED)
     batches = torch.randn(BATCH_NORM_BATCHES, 128, latent_dim, generator=own)
-    # update_bn puts BatchNorm back to the beginning, passes these batches through G_ema in train
-    # mode, which averages their means and variances, and leaves G_ema in eval mode.
+    # update_bn puts BatchNorm back to the beginning and passes these batches through G_ema in train
+    # mode, which averages their means and variances; then G_ema is in eval mode again.
     update_bn(batches, G_ema, device_of(G_ema))
 
 
@@ -574,7 +574,7 @@ def latent_vectors(latent_dim):
 def generate(G, z):
     """Images G(z) as uint8 (N, 28, 28) on the CPU, of a generator in eval mode."""
     x = G(z.to(device_of(G)))
-    if x.abs().max() > 1.01:  # a little more than 1 may be rounding
+    if x.abs().max() > 1.01:  # a little more than 1 could not be seen
         warn_once("generated images leave [-1, 1] and are cut there: end G with nn.Tanh()")
     if x.min() >= 0:
         warn_once(
@@ -898,22 +898,22 @@ def find_changes(before, now, labels):
     for file in sorted(set(before["program"]) | set(now["program"])):  # the files of either
         old_text = before["program"].get(file, "")
         text = now["program"].get(file, "")
-        if file == "common.py":  # up to the heading "figures": what is below makes no numbers
+        if file == "common.py":  # up to the heading "figures": what is below does not train
             old_text = old_text.split("-- figures")[0]
             text = text.split("-- figures")[0]
         old_meaning, old_lines = read_code(old_text)
         meaning, lines = read_code(text)
         if meaning != old_meaning:
             named = name_lines(old_lines, lines, labels)
-            if not named:  # name_lines leaves out such lines of a text of several lines, too
+            if not named:  # all are blank or begin with #, inside a text of several lines
                 named = ["is not the same"]
             changes += [f"{file} {line}" for line in named]
     return changes
 
 
 def read_code(text):
-    """What Python understands of a program, without comments, layout and docstrings, as a text; and
-    its lines, where those of docstrings are empty."""
+    """Returns (meaning, lines): what Python understands of a program, without comments, layout and
+    docstrings, as a text; and its lines, of which those of docstrings are made empty."""
     lines = text.split("\n")
     try:
         # A tree: a function is a branch of the program, a statement one of the function, and so on.
@@ -926,10 +926,10 @@ def read_code(text):
         # Functions, classes and loops have a list of statements; a lambda has one expression.
         statements = getattr(branch, "body", None)
         if isinstance(statements, list):
-            for docstring in [each for each in statements if is_text(each)]:
-                statements.remove(docstring)
+            for docstring in filter(is_text, statements):
                 for i in range(docstring.lineno - 1, docstring.end_lineno):
                     lines[i] = ""
+            branch.body = [each for each in statements if not is_text(each)]
     return ast.dump(tree), lines  # dump: the tree as a text, without the numbers of the lines
 
 
@@ -946,7 +946,7 @@ def name_lines(old_lines, lines, labels):
     """The lines of a program that are not the same, with their numbers, without blank ones and
     comments."""
     changed = []
-    # autojunk would leave out lines that come often.
+    # autojunk would not look at lines that come often.
     matcher = difflib.SequenceMatcher(a=old_lines, b=lines, autojunk=False)
     # Each of these says that old_lines[a:b] have become lines[c:d].
     for kind, a, b, c, d in matcher.get_opcodes():
@@ -1006,14 +1006,14 @@ def shorten(changes):
 
 def match_layout(optimizer):
     """Put Adam's averages into memory in the same order as their weights (see new_training). If a
-    card has saved them, they are in the other one. The fused Adam goes through weights and averages
-    as they lie in memory and does not look: it would take an average for that of another weight."""
+    card saved them and a CPU goes on, or the other way round, they are in the other order. Fused
+    Adam pairs weights and averages by their place in memory, so the pairs would be wrong ones."""
     # {weight: {"step": ..., "exp_avg": ..., "exp_avg_sq": ..., "max_exp_avg_sq": ...}}
-    for weight, averages in optimizer.state.items():
-        for name, average in averages.items():
+    for weight, state in optimizer.state.items():
+        for name, average in state.items():
             # Not the number of steps, nor a None, which other optimizers may keep.
             if isinstance(average, torch.Tensor) and average.shape == weight.shape:
-                averages[name] = torch.empty_like(weight).copy_(average)  # in weight's order
+                state[name] = torch.empty_like(weight).copy_(average)  # in weight's order
 
 
 def load_history(folder):
@@ -1025,8 +1025,8 @@ def load_history(folder):
 
 
 def load_run(folder):
-    """What a run shows in its folder: settings.json, the rows of its history, and its averaged
-    generator, which is made by running the script there.
+    """Returns (description, history, G): settings.json of a run's folder, the rows of history.csv,
+    and the averaged generator, which is made by running the script there.
 
     Raises UserError if something is missing or damaged.
     """
@@ -1051,6 +1051,7 @@ def load_run(folder):
         G.load_state_dict(weights)
     except RuntimeError as error:
         raise UserError(f"{folder / 'generator.pt'} is not of the network in {script}") from error
+    # The order in memory in which a CPU is faster (see new_training).
     return description, history, G.to(memory_format=torch.channels_last).eval()
 
 
@@ -1066,9 +1067,12 @@ def make_generator(script, latent_dim):
 
 
 def run_script(script):
-    """What a script defines, {name: object}. When it imports common or a module of one's own, it
-    gets the one that lies beside it, not today's. It does not train, since its __name__ is not
-    "__main__"."""
+    """What a script defines, {name: object}. It does not train, since its __name__ is not
+    "__main__".
+
+    When it imports common or a module of one's own, it shall get the one that lies beside it, not
+    today's. So modules of these names are put aside meanwhile.
+    """
     folder = script.parent.resolve()
     names = {path.stem for path in folder.iterdir() if path.suffix == ".py" or is_package(path)}
     imported = dict(sys.modules)  # a copy, {name: module}, to be put back
@@ -1084,8 +1088,9 @@ def run_script(script):
 
 
 def is_package(path):
-    """Whether it is a folder that may have been imported like a module. (One of data may be called
-    torch. Others are not searched: they may hold very many files.)"""
+    """Whether it is a folder of modules, with the name of an imported one. A folder of data may be
+    called torch, too, but holds no .py file. (Other names are not searched for such files: that
+    may take long.)"""
     return path.is_dir() and path.name in sys.modules and any(path.rglob("*.py"))
 
 
@@ -1118,11 +1123,11 @@ def forget_modules(names):
 
 LIMITS = {  # from, to
     "epochs": (1, math.inf),
-    "batch_size": (2, math.inf),  # BatchNorm cannot do with one
+    "batch_size": (2, math.inf),  # BatchNorm needs two
     "learning_rate": (1e-9, 1),
     "r1_gamma": (0, 1e6),
     "latent_dim": (1, math.inf),
-    "seed": (0, 2**32),  # times a million, as in seed_epoch, it is below the 2**64 of PyTorch
+    "seed": (0, 2**32),  # times a million (see seed_epoch) it is below 2**64, PyTorch's limit
     "limit": (2, math.inf),  # the smallest batch
     "sample_every": (1, math.inf),
     "perturb_dims": (0, math.inf),
@@ -1164,30 +1169,33 @@ def parse_arguments(model, argv):
             end = f" to {highest:g}" if highest < math.inf else ""
             # Prints this and ends the program.
             parser.error(f"--{option} {value}: it must be from {lowest:g}{end}")
-    unused = ["epochs", "device", "sample_every", *SETTINGS] if args.redraw else []
-    for name in unused:
-        if getattr(args, name) != parser.get_default(name):
-            print(f"--redraw trains nothing: --{name.replace('_', '-')} is not used")
+    if args.redraw:
+        for name in ["epochs", "device", "sample_every", *SETTINGS]:
+            if getattr(args, name) != parser.get_default(name):
+                print(f"--redraw trains nothing: --{name.replace('_', '-')} is not used")
     return args
 
 
 def choose_device(name):
     """The torch.device of that name; "auto": CUDA, else Apple's MPS, else the CPU. Raises UserError
     if it cannot compute."""
-    if name == "auto" and torch.cuda.is_available():
-        name = "cuda"
-    elif name == "auto":
-        name = "mps" if torch.backends.mps.is_available() else "cpu"
+    if name == "auto":
+        if torch.cuda.is_available():
+            name = "cuda"
+        elif torch.backends.mps.is_available():
+            name = "mps"
+        else:
+            name = "cpu"
     try:
         torch.ones(1, device=name).item()  # item: waits until the device has done it
-    except (RuntimeError, AssertionError) as error:  # PyTorch raises either: not there, busy, old
+    except (RuntimeError, AssertionError) as error:  # PyTorch raises either
         reason = str(error).splitlines()[0]
         raise UserError(f"--device {name} cannot be used ({reason}): try --device cpu") from error
     return torch.device(name)
 
 
 def choose_precision(name, device):
-    """What "auto" means: bfloat16 on CPUs that multiply it faster, else float32."""
+    """The name; for "auto" bfloat16 on CPUs that are faster with it, else float32."""
     if name != "auto":
         return name
     return "bfloat16" if device.type == "cpu" and FAST_BFLOAT16 else "float32"
@@ -1207,7 +1215,7 @@ def warn_if_busy(device):
     """Two programs that compute on the same cores slow each other down."""
     # How many threads, on average, computed in the last minute; Windows does not say.
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0
-    is_busy = load > os.cpu_count() / 2  # half of the cores are taken, or more
+    is_busy = load > os.cpu_count() / 2  # more than half of the cores are taken
     # OMP_NUM_THREADS is the number of threads that PyTorch computes with.
     if device.type == "cpu" and is_busy and torch.get_num_threads() > 1:
         print(
@@ -1250,7 +1258,7 @@ def save_results(folder, G_ema, history):
 
 
 def save_samples(folder, samples, model, epoch, args):
-    """The samples of an epoch, and of some epochs a second time, to be kept."""
+    """The samples of an epoch; each --sample-every epochs, and at the end, a copy that is kept."""
     figure = plot_images(samples, f"{model}, epoch {epoch}: generated samples")
     grid = as_bytes(figure.savefig)
     save(folder / "samples_latest.png", grid)
@@ -1259,7 +1267,8 @@ def save_samples(folder, samples, model, epoch, args):
 
 
 def save_figures(folder, description, history, G, test_set, args, needed=False):
-    """Draw the figures of a whole run. description: what settings.json says."""
+    """Draw the figures of a whole run. description: what settings.json says; needed: whether it is
+    an error if one cannot be written (see `save`)."""
     model = description["model"]
     title = f"{model}, epoch {len(history)}"
     latent_dim = description["settings"]["latent_dim"]
@@ -1326,7 +1335,7 @@ def run_model(model, script, Generator, Discriminator, folder, args):
                     history = longer
         except KeyboardInterrupt:
             print(f"\nstopped, {len(history)} epochs done: the same command goes on")
-            if history:  # from the files, since G_ema is in the middle of an epoch
+            if history:  # by the files: G_ema itself is in the middle of an epoch
                 redraw(folder, args)
             sys.exit(130)  # the status by which shells know Ctrl-C
         # Once more: a spreadsheet may have held history.csv open before.
@@ -1348,7 +1357,7 @@ def run_for_people(function, arguments, when_out_of_memory):
     except UserError as error:
         sys.exit(f"error: {error}")
     except (MemoryError, RuntimeError) as error:
-        # A CPU, CUDA and Apple's MPS say it in different words.
+        # A CPU, CUDA and Apple's MPS say it in different words; CUDA's is an OutOfMemoryError.
         text = f"{type(error).__name__} {error}"
         if "MemoryError" in text or "out of memory" in text or "tried to allocate" in text:
             sys.exit(f"error: out of memory: {when_out_of_memory}")

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import common  # first: it sets what torch reads. The next line lets it stay first.
+import common  # first: it sets what torch reads. The mark `isort: split` keeps it first.
 
 # isort: split
 import numpy as np
@@ -74,8 +74,9 @@ class Classifier(nn.Module):
 def load_classifier():
     """The committed Classifier, made by tests/train_classifier.py, and its test accuracy."""
     classifier = Classifier().eval()
-    saved = torch.load(CLASSIFIER, weights_only=True)
+    saved = torch.load(CLASSIFIER, weights_only=True)  # numbers only: no code of the file is run
     classifier.load_state_dict(saved["weights"])
+    # An order in memory with which convolutions are faster (see common.new_training).
     return classifier.to(memory_format=torch.channels_last), saved["accuracy"]
 
 
@@ -112,8 +113,8 @@ def image_items(images, classifier, real_features):
 
 
 def latent_items(G, latent_dim, classifier):
-    """Of paths from one latent vector to another, without those on which the features stay the same
-    (nan if they do on all), and of perturbations of one dimension."""
+    """Of paths from one latent vector to another, and of perturbations of one dimension. Paths on
+    which the features never change are left out; if all are such, the items are nan."""
     z = find_paths(latent_dim, STEPS + 1)
     features, _ = classify(classifier, generate_in_parts(G, z.flatten(0, 1)))
     features = features.view(PAIRS, STEPS + 1, -1)
@@ -130,9 +131,11 @@ def latent_items(G, latent_dim, classifier):
 
 
 def history_numbers(history):
-    """{measure: number}: means over the last quarter of the epochs (nan if that is only one, which
-    says nothing of a run), the largest mean loss of an epoch over the usual one, and the seconds of
-    all."""
+    """{measure: number} of the rows of history.csv.
+
+    Three are means over the last quarter of the epochs, or nan if that is only one. Runaway is the
+    largest mean loss of an epoch over the median one. The seconds are those of all epochs.
+    """
     numbers = {}
     quarter = math.ceil(len(history) / 4)
     for name, its_column in [
@@ -145,8 +148,8 @@ def history_numbers(history):
     D_loss = common.column(history, "D_loss_mean")
     G_loss = common.column(history, "G_loss_mean")
     numbers["runaway"] = math.nan
-    # In a short run the first epochs, in which losses change most, would decide what is usual. Of a
-    # loss that can be 0 or less (some others than ours can), twice as large means nothing.
+    # In a short run the median would come from the first epochs, in which losses change most. A
+    # ratio means nothing for losses that can be 0 or less, as some others than ours can.
     if len(history) >= 20 and min(D_loss.min(), G_loss.min()) > 0:
         ratios = [losses.max() / np.median(losses) for losses in (D_loss, G_loss)]
         numbers["runaway"] = float(max(ratios))
@@ -164,8 +167,8 @@ def find_paths(latent_dim, stops):
 
 
 def perturbation_lengths(G, latent_dim, classifier):
-    """How far the features move when one dimension of z moves by two standard deviations, as in
-    latent_perturbation.png, (PERTURBED,). The dimensions take turns."""
+    """How far the features move when one dimension of z moves by 2, (PERTURBED,). The dimensions
+    take turns."""
     z = torch.randn(PERTURBED, latent_dim, generator=torch.Generator().manual_seed(PERTURBED_SEED))
     moved = z.clone()
     rows = torch.arange(PERTURBED)
@@ -192,9 +195,11 @@ def interpolate(a, b, t):
         return a + t * (b - a)
     length_a = a.norm(dim=-1, keepdim=True)
     length_b = b.norm(dim=-1, keepdim=True)
-    cosine = F.cosine_similarity(a, b, dim=-1).clamp(-1, 1)  # beyond by rounding
-    angle = torch.acos(cosine)[..., None]
-    # Of length 1. If the angle is 90 degrees, they are cos(s) a + sin(s) b for s from 0 to 90.
+    cosine = F.cosine_similarity(a, b, dim=-1)
+    cosine = cosine.clamp(-1, 1)  # by rounding it may be 1.0000001, which has no angle
+    angle = torch.acos(cosine)[..., None]  # (..., 1), as the lengths
+    # The sum of both parts has length 1: a / length_a at t = 0, b / length_b at t = 1. If they are
+    # 90 degrees apart, it is cos(s) a / length_a + sin(s) b / length_b, with s = 90 t.
     part_a = torch.sin((1 - t) * angle) / torch.sin(angle) * a / length_a
     part_b = torch.sin(t * angle) / torch.sin(angle) * b / length_b
     return (part_a + part_b) * (length_a + t * (length_b - length_a))
@@ -211,7 +216,7 @@ def neighbourhood(features):
 def share_near(points, centres):
     """The share of `points` (N, F) that lie within the neighbourhood of at least one of `centres`
     (M, F). Of generated images among real ones it is the precision, the other way round the recall
-    of Kynkäänniemi et al. (2019)."""
+    of Kynkäänniemi et al. (2019, where K is 3)."""
     radius = neighbourhood(centres)  # of each centre its own
     parts = [(torch.cdist(part, centres) <= radius).any(1) for part in points.split(ROWS)]
     return torch.cat(parts).double().mean()
@@ -271,8 +276,9 @@ def frechet_distance(a, b):
     A = a.T.cov()  # cov takes a row for each feature
     B = b.T.cov()
     # The trace is the sum of the eigenvalues, and those of a root are the roots of the eigenvalues:
-    # if R v = r v, then R R v = r^2 v. Of A B, a product of two covariances, they are real and not
-    # below 0, but for rounding; eigvals returns complex numbers.
+    # if R v = r v, then R R v = r^2 v. Those of A B are the same as of A^(1/2) B A^(1/2), which is
+    # symmetric like a covariance, so they are real and not below 0, but for rounding. eigvals
+    # returns complex numbers, of which the imaginary part is left out.
     roots = torch.linalg.eigvals(A @ B).real.clamp(min=0).sqrt()
     return (a.mean(0) - b.mean(0)).square().sum() + A.trace() + B.trace() - 2 * roots.sum()
 
@@ -283,8 +289,8 @@ def garment_shares(classes):
 
 
 def imbalance(classes):
-    """What some garments have above 10%, in all; the others lack as much, so it is counted twice
-    and halved."""
+    """The sum of what some garments have above 10%. The others lack as much, so it is half the sum
+    of all differences from 10%."""
     return (garment_shares(classes) - 10).abs().sum() / 2
 
 
@@ -303,29 +309,29 @@ class Measure:
 
 
 # Blur takes odd details away, so blurred images lie near real ones more often than real images do:
-# a precision above theirs is no better. In the same way noise raises grain, and a hard seam, as
-# between halves of two garments, sharpness.
+# a precision above theirs is no better. Noise raises grain, and a hard seam, as between halves of
+# two garments, raises sharpness, so more of these is no better, either.
 MEASURES = [
-    Measure("quality", "Fréchet distance", frechet_distance, "lower", "to test images' features"),
+    Measure("quality", "Fréchet distance", frechet_distance, "lower", "to test images, squared"),
     Measure("quality", "precision", share_near, "like real", "near a real one; raised by blur"),
     Measure("sharper", "sharpness", mean, "like real", "edges: variance of the Laplacian"),
     Measure("sharper", "grain", mean, "like real", "fine detail: difference from the 3x3 median"),
     Measure("more varied", "recall", share_near, "higher", "share of real ones near a generated"),
-    Measure("more varied", "imbalance", imbalance, "lower", "of ten garments, in %; 1.2: chance"),
+    Measure("more varied", "imbalance", imbalance, "lower", "of ten garments, %; by chance 1.2"),
     Measure("smoother", "detour", median, "lower", "paths: length over straight line"),
     Measure("smoother", "jumps", median, "lower", "paths: largest step over mean step"),
-    Measure("smoother", "outliers", tail, "lower", "one z_i moved: largest changes over usual"),
+    Measure("smoother", "outliers", tail, "lower", "one z_i moved: 99th percentile over median"),
     Measure("more stable", "change of the samples", None, "lower", "grey levels an epoch*"),
-    Measure("more stable", "deviation of G's loss", None, "lower", "in an epoch*"),
-    Measure("more stable", "deviation of D's loss", None, "lower", "in an epoch*"),
-    Measure("", "runaway", None, "", "largest loss of an epoch over the usual one"),
-    Measure("", "nearest training image", median, "", "grey levels; 0 is copying"),
+    Measure("more stable", "deviation of G's loss", None, "lower", "within an epoch*"),
+    Measure("more stable", "deviation of D's loss", None, "lower", "within an epoch*"),
+    Measure("", "runaway", None, "", "largest mean loss of an epoch over the median one"),
+    Measure("", "nearest training image", median, "", "grey levels, median; 0 is copying"),
     Measure("", "parameters of G", None, "", "numbers that are trained"),
     Measure("", "parameters of D", None, "", "numbers that are trained"),
     Measure("", "seconds", None, "", "of training, on the machine used, busy or not"),
 ]
 NEEDED = {  # without it, the measures of a claim are undefined
-    "smoother": "images that change with z (outliers: with half of its dimensions)",
+    "smoother": "images that change with z (outliers: in half of the perturbations)",
     "more stable": "five epochs",
     "": "20 epochs and losses above 0",  # for runaway
 }
@@ -350,8 +356,8 @@ def find_spread(statistic, sides):
     """The standard deviation of a statistic if all its items, such as images, were drawn anew.
 
     sides: one tensor of items or two. Each is divided into ten parts, and the statistic is taken of
-    each part. A mean of a tenth of the items scatters more than one of all, by the root of 10. For
-    other statistics that is right within some 40%, and too much for a distance near 0
+    each part. A mean of a tenth of the items deviates more than one of all, by the root of 10. For
+    other statistics that is right within a factor of two, but for a distance near 0 it is too much
     (outputs/README.md).
     """
     if min(len(side) for side in sides) < PARTS:
@@ -359,20 +365,22 @@ def find_spread(statistic, sides):
     divided = [side.tensor_split(PARTS) for side in sides]
     # zip: the first part of each side, then the second of each, and so on.
     values = [float(statistic(*part)) for part in zip(*divided, strict=True)]
-    return float(np.std(values, ddof=1) / math.sqrt(PARTS))
+    deviation = np.std(values, ddof=1)  # squares divided by 9, not by 10: few numbers
+    return float(deviation / math.sqrt(PARTS))
 
 
 def find_better(row, results):
-    """The label of the runs that are better than all others that are defined, by more than chance,
-    or None.
+    """The label of the runs that are better than all others that are defined, or None.
 
     The difference must be more than two of its standard deviations and, of several seeds, each must
-    be better than each of the others' seeds. What is written alike is not better. results: {label:
-    {measure: Result}}, real images among them.
+    be better than each of the others' seeds. If both numbers are written alike, neither is better.
+    results: {label: {measure: Result}}, real images among them.
     """
+    if row.claim == "":  # not judged
+        return None
     scores = {}  # {label: (seeds,)}: the lower, the better
     for label, column in results.items():
-        if label == REAL or row.claim == "" or not np.isfinite(column[row.name].values).all():
+        if label == REAL or not np.isfinite(column[row.name].values).all():
             continue
         scores[label] = np.array(column[row.name].values)
         if row.better == "higher":
@@ -410,9 +418,9 @@ def deviation_of_difference(a, b):
     """The standard deviation of the difference of the means of two Results.
 
     They are taken as independent: variances add, and that of a mean of n seeds is an n-th of one
-    seed's. (One seed each: both are compared with the same test images, whose chance moves both
-    alike, so the difference deviates rather less.) A run alone beside several seeds is taken to
-    deviate as these do.
+    seed's. (One seed each: if the test images, which both are compared with, happen to be odd, both
+    numbers move alike, so the difference deviates rather less.) A run alone beside several seeds is
+    taken to deviate as these do.
     """
     spread_a, spread_b = a.spread, b.spread
     if len(a.values) == 1 and len(b.values) > 1:
@@ -449,7 +457,8 @@ def mean_as_text(result):
         return "undefined"
     if abs(value) >= 999.5:  # the last line would write 1.00e+03
         return f"{value:,.0f}"
-    return f"{value:#.3g}".rstrip(".")  # #: keep zeros at the end; and the point, as in 513.
+    # With # zeros at the end are kept, as in 0.900, but so is the point of 513., which goes.
+    return f"{value:#.3g}".rstrip(".")
 
 
 def as_text(result):
@@ -477,7 +486,7 @@ def make_verdicts(results):
     """A line a claim, of two columns or more: which is better in which of its measures."""
     if len(results) < 3:  # one column and real images
         return []
-    lines = ["Which model is better in how many measures of a claim:", ""]
+    lines = ["Which model is better in how many measures of a claim (not independent ones):", ""]
     claims = [row.claim for row in MEASURES if row.claim != ""]
     for claim in dict.fromkeys(claims):  # each once, in this order
         rows = [row for row in MEASURES if row.claim == claim]
@@ -522,10 +531,10 @@ CAPTIONS = {  # for a report, in English and in Chinese
     "smoothness": (
         f"{PAIRS} paths around the origin from one latent vector to another, in {STEPS} equal "
         "angles: the largest change of the classifier's features, divided by the mean one (1: all "
-        "steps alike). Paths beyond the axis, 1% of all, are counted in the last bin.",
+        "steps alike). Paths beyond the axis, at most 1%, are counted in the last bin.",
         f"绕原点从一个隐向量到另一个隐向量的 {PAIRS} 条路径，每条分为 {STEPS} 个等角步："
         "分类器特征的最大单步变化与平均单步变化之比（1 表示各步相同）。"
-        "超出坐标轴范围者（占全部的 1%）计入末个区间。",
+        "超出坐标轴范围者（至多 1%）计入末个区间。",
     ),
     "garments": (
         f"Share of each garment in {IMAGES:,} images, by the classifier; dashed: equal shares, "
@@ -566,13 +575,13 @@ def plot_samples(images):
 
 
 def plot_neighbours(images, nearest, distances):
-    """The first generated images over the nearest training images, {label: uint8 (N, 28, 28)}
-    each; distances: {label: (COPIES,)} of generated and of test images."""
+    """Eight generated images over the nearest training images, {label: uint8 (8, 28, 28)} each;
+    distances: {label: (COPIES,)} of generated and of test images."""
     grid = []
     rows = []
     right = []
     for label, generated in images.items():
-        grid += [generated[:8], nearest[label][:8]]
+        grid += [generated, nearest[label]]
         rows += [label, "nearest"]
         right += ["", f"{distances[label].median():.1f}"]
     return common.plot_images(
@@ -606,7 +615,7 @@ def plot_smoothness(jumps):
     figure.suptitle("From one latent vector to another: how even are the steps?")
     axes = figure.subplots()
     every = torch.cat([values[values.isfinite()] for values in jumps.values()])
-    # Where the axis ends; 2, for it would end at 1 if all steps of all generators were alike.
+    # Where the axis ends: at 2 or more, since it begins at 1, and steps may be alike on all paths.
     largest = max(2.0, float(every.quantile(0.99))) if len(every) else 2.0
     styles = ["-", "--", ":", "-."]
     for i, (label, values) in enumerate(jumps.items()):
@@ -634,7 +643,7 @@ def plot_garments(classes):
     thickness = 0.84 / len(classes)  # of a bar; 0.16 is left between two garments
     hatches = ["", "/////", ".....", "xxxxx"]
     for i, (label, column) in enumerate(classes.items()):
-        # Side by side, the middle one of them (or the middle between two) at the garment's number.
+        # Side by side, all together centred on the garment's number.
         places = np.arange(10) + (i - (len(classes) - 1) / 2) * thickness
         shares = garment_shares(column).numpy()
         hatch = hatches[i % 4]
@@ -685,8 +694,8 @@ def load_runs(folders):
 
 
 def find_differences(first, second, labels):
-    """What decides the numbers of two runs and differs, apart from the seed, a text each. Two
-    models have scripts of their own, so only files that both have are compared."""
+    """A text for each setting and each place of the program in which two runs differ, the seed left
+    out. Two models have scripts of their own, so only files that both have are compared."""
     sides = []
     for run in (first, second):
         program = run.program
@@ -751,11 +760,12 @@ def find_results(items, numbers):
     """{measure: Result} of one run alone."""
     results = {}
     for row in MEASURES:
+        if row.name not in numbers:  # real images have no history
+            continue
+        spread = math.nan
         if row.name in items:
             spread = find_spread(row.statistic, items[row.name])
-            results[row.name] = Result([numbers[row.name]], spread)
-        elif row.name in numbers:
-            results[row.name] = Result([numbers[row.name]], math.nan)
+        results[row.name] = Result([numbers[row.name]], spread)
     return results
 
 
@@ -764,7 +774,8 @@ def join_results(numbers):
     results = {}
     for name in numbers[0]:
         values = [run[name] for run in numbers]
-        results[name] = Result(values, float(np.std(values, ddof=1)))
+        spread = float(np.std(values, ddof=1))  # as in find_spread
+        results[name] = Result(values, spread)
     return results
 
 
@@ -822,15 +833,17 @@ ONE_SEED = (
     "±: standard deviation if images (real ones, too), paths and perturbations were drawn anew "
     "from the same training. **Another seed may give another answer**: how much trainings differ "
     "is not in it, and no verdict is given for measures of the history (more stable), whose epochs "
-    "are not independent. Bold: better, by more than two standard deviations of the difference."
+    "are not independent. Bold: better, by more than two standard deviations of the difference; "
+    "of equal models one is, by chance, in 1 of 20 measures."
 )
 # By chance: of the 20 ways to choose three runs of six, two choose the best or the worst three.
 SEVERAL_SEEDS = (
-    "±: standard deviation over the seeds; of real images and of a run alone, if images were drawn "
-    "anew. Bold: better with every seed than the other with any, and on average by more than two "
-    "standard deviations of the difference (a run alone is taken to deviate as the others do). If "
-    "both are equal, one is better with every seed in 1 of 3 measures by chance with two seeds of "
-    "each, in 1 of 10 with three, in 1 of 126 with five. Figures show the first run of each."
+    "±: standard deviation over the seeds; of real images, and of a run alone, if images were "
+    "drawn anew. Bold: its worst seed is better than the best of the others, and on average the "
+    "difference is more than two of its standard deviations (a run alone is taken to deviate as "
+    "the others do). Of equal models one is better with every seed, by chance, in 1 of 3 measures "
+    "with two seeds of each, in 1 of 10 with three, in 1 of 126 with five (one run beside two: in "
+    "2 of 3). Figures show the first run of each."
 )
 
 
@@ -854,9 +867,10 @@ def make_report(columns, results, accuracy):
     for name, (english, chinese) in CAPTIONS.items():
         captions += [f"- comparison_{name}.png: {english}", f"  {chinese}"]
     lines = [
-        f"{IMAGES:,} images of each, compared with the test images by a classifier of accuracy "
-        f"{accuracy:.4f}. Real images: training images, which it was trained on (nearest training "
-        "image: test images).",
+        f"Of each {IMAGES:,} images, compared with the test images by a classifier of accuracy "
+        f"{accuracy:.4f}, {PAIRS} paths, {PERTURBED:,} perturbations and, for the nearest training "
+        f"image, {COPIES:,} images. Real images: training images, on which the classifier was "
+        "trained, so their distance is rather low (nearest training image: test images).",
         "",
         *about_runs,
         "",
@@ -867,12 +881,14 @@ def make_report(columns, results, accuracy):
         *explain_undefined(results),
         "Fréchet distance, precision, recall, paths and perturbations are taken in the 128 "
         "features of the classifier, so the distance is not to be compared with a FID, which is "
-        "taken in those of the Inception network. Sharpness is taken after a 3x3 median filter, "
-        "which removes single specks. Usual: the median. A copy moved by a pixel is not found.",
+        "taken in those of the Inception network. Like real: better is closer to the real images' "
+        "number, above or below. Sharpness is taken after a 3x3 median filter, which removes "
+        "single specks. A copy moved by a pixel is not found, nor are a few copies.",
         "",
-        "\\* Last quarter of the run. Samples change less in a longer run; losses deviate least "
-        "where D cannot decide and they stay at ln 2. Few epochs make any "
-        "generator smooth.",
+        "\\* Last quarter of the run; what broke down before shows in runaway only. Samples change "
+        "less in a longer run, because the average of G is over more steps. D's loss deviates "
+        "little where D cannot decide and it stays at ln 2, which is no stability. Few epochs make "
+        "any generator smooth.",
         "",
         *make_verdicts(results),
         "Figures and captions:",

@@ -4,7 +4,7 @@ Run `python dcgan.py` to train for 200 epochs and write figures and checkpoints 
 `python dcgan.py --help` lists the options. common.py trains it.
 """
 
-import common  # first: it sets what torch reads. The next line lets it stay first.
+import common  # first: it sets what torch reads. The mark `isort: split` keeps it first.
 
 # isort: split
 from torch import nn
