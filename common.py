@@ -691,15 +691,11 @@ def plot_perturbation(images, response, dims, offsets, title):
 
 
 def plot_losses(history, model):
-    """Both losses over training and, below, how often D is right, which older runs do not have."""
-    has_D_right = "D_right_mean" in history[0]
-    figure = Figure((WIDTH, WIDTH * (0.75 if has_D_right else 0.6)))
+    """Both losses over training and, below, how often D is right."""
+    figure = Figure((WIDTH, 0.75 * WIDTH))
     figure.suptitle(f"{model}, epoch {len(history)}: losses")
-    if has_D_right:
-        axes, below = figure.subplots(2, sharex=True, height_ratios=[3, 1])
-        draw_D_right(below, history)
-    else:
-        axes = below = figure.subplots()
+    axes, below = figure.subplots(2, sharex=True, height_ratios=[3, 1])
+    draw_D_right(below, history)
     draw_losses(axes, history, find_limits([history]))
     axes.set_ylabel("Loss (binary cross-entropy)")
     below.set_xlabel("Epoch (line: mean of its iterations; band: their standard deviation)")
@@ -1017,11 +1013,10 @@ def match_layout(optimizer):
 
 
 def load_history(folder):
-    """The rows of history.csv, a dictionary of numbers each. Empty cells, which older runs have,
-    are nan."""
+    """The rows of history.csv, a dictionary of numbers each."""
     with open(folder / "history.csv", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    return [{name: float(value or "nan") for name, value in row.items()} for row in rows]
+    return [{name: float(value) for name, value in row.items()} for row in rows]
 
 
 def load_run(folder):

@@ -177,7 +177,7 @@ def test_losses_are_means_of_epochs_in_a_band_of_one_standard_deviation():
     figure = common.plot_losses(history_of(*losses), "DCGAN")
     pixels(figure)
     assert "DCGAN" in figure.get_suptitle()
-    (axes,) = figure.axes
+    axes, below = figure.axes
     *lines, ln_2 = axes.lines
     assert ln_2.get_ydata()[0] == pytest.approx(math.log(2))
     assert [line.get_label() for line in lines] == ["Discriminator", "Generator"]
@@ -189,6 +189,11 @@ def test_losses_are_means_of_epochs_in_a_band_of_one_standard_deviation():
             heights = corners[corners[:, 0] == epoch, 1]
             ends = [heights.min(), heights.max()]
             assert ends == pytest.approx([loss - deviation, loss + deviation])
+    D_right, chance = below.lines
+    np.testing.assert_allclose(D_right.get_ydata(), [75] * 5)  # in %
+    assert chance.get_ydata()[0] == 50
+    heights = below.collections[0].get_paths()[0].vertices[:, 1]
+    assert [heights.min(), heights.max()] == pytest.approx([62.5, 87.5])
 
 
 def test_a_loss_that_ran_away_once_is_cut_and_named():
@@ -197,7 +202,7 @@ def test_a_loss_that_ran_away_once_is_cut_and_named():
     G_losses = list(np.linspace(0.75, 0.7, 200))
     D_losses[126] = 9.0
     figure = common.plot_losses(history_of(D_losses, G_losses), "GAN")
-    (axes,) = figure.axes
+    axes, _ = figure.axes
     low, high = axes.get_ylim()
     assert 0.6 < low < 0.68
     assert 0.77 < high < 0.85
@@ -218,7 +223,7 @@ def test_text_of_the_losses_and_ticks_at_whole_epochs(epochs):
     losses = np.linspace(0.6, 0.7, epochs)
     figure = common.plot_losses(history_of(losses, losses + 0.2), "DCGAN")
     assert any("ln 2" in text for text in assert_text_is_readable(figure))
-    (axes,) = figure.axes
+    axes, _ = figure.axes
     assert all(tick == round(tick) for tick in axes.get_xticks())
     if epochs == 1:  # seen though one point makes no line
         image = pixels(figure)

@@ -4,7 +4,7 @@ Run `python gan.py` to train for 200 epochs and write figures and checkpoints to
 `python gan.py --help` lists the options. common.py trains it.
 """
 
-import common  # first: it sets what torch reads when it is imported
+import common  # first: it sets what torch reads. The next line lets it stay first.
 
 # isort: split
 from torch import nn
@@ -13,7 +13,7 @@ from torch import nn
 class Generator(nn.Module):
     """G: latent vectors z, (N, latent_dim) from N(0, 1), to images, (N, 1, 28, 28) in [-1, 1]."""
 
-    def __init__(self, latent_dim=100):
+    def __init__(self, latent_dim):  # --latent-dim
         super().__init__()
         self.layers = nn.Sequential(
             nn.Linear(latent_dim, 128),
@@ -61,4 +61,4 @@ class Discriminator(nn.Module):
 
 
 if __name__ == "__main__":
-    common.main("GAN", Generator, Discriminator)
+    common.main("GAN", __file__, Generator, Discriminator)
