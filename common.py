@@ -388,7 +388,7 @@ def r1_penalty(D, x):
     logits = D(x)  # a pass of its own: in that of train_step the pixels have no gradient
     # train_step calls this under autocast, which lets layers compute in numbers of 16 bits (see
     # there). The gradient is taken without it: on CUDA it might be computed in float16 even when
-    # bfloat16 was asked for (a fault of PyTorch, issue 105682), in which small numbers become 0.
+    # bfloat16 was asked for (a fault of PyTorch, issue 105682), and in float16 small numbers are 0.
     with torch.autocast(x.device.type, enabled=False):
         # The gradient with respect to the images; [0]: `grad` returns one for each input. A logit
         # depends on its own image alone, so of the sum of logits each image gets its own gradient.

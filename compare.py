@@ -870,7 +870,7 @@ def make_report(columns, results, accuracy):
         f"Of each {IMAGES:,} images, compared with the test images by a classifier of accuracy "
         f"{accuracy:.4f}, {PAIRS} paths, {PERTURBED:,} perturbations and, for the nearest training "
         f"image, {COPIES:,} images. Real images: training images, on which the classifier was "
-        "trained, so their distance is rather low (nearest training image: test images).",
+        "trained, so their distance is not chance alone (nearest training image: test images).",
         "",
         *about_runs,
         "",
