@@ -735,17 +735,21 @@ def draw_band(axes, history, name, factor, label, colour, line):
 
 
 def find_limits(histories):
-    """Limits of the loss axis: 98% of the edges of all bands of these runs, and ln 2. A loss that
-    runs away in one epoch would leave the others flat."""
-    ends = []
+    """Limits of the loss axis: 98% of the edges of all bands of these runs, the means near those,
+    as in the first epochs, and ln 2. A loss that runs away would leave the others flat."""
+    means = []
+    edges = []
     for history in histories:
         for name in ["D_loss", "G_loss"]:
             mean = column(history, f"{name}_mean")
             deviation = column(history, f"{name}_std")
-            ends += [*(mean - deviation), *(mean + deviation)]
-    lowest, highest = np.quantile(ends, [0.01, 0.99])
-    lowest = min(lowest, math.log(2))
-    highest = max(highest, math.log(2))
+            means += [*mean]
+            edges += [*(mean - deviation), *(mean + deviation)]
+    lowest, highest = np.quantile(edges, [0.01, 0.99])
+    room = (highest - lowest) / 2
+    near = [mean for mean in means if lowest - room < mean < highest + room]
+    lowest = min(lowest, *near, math.log(2))
+    highest = max(highest, *near, math.log(2))
     margin = 0.05 * (highest - lowest) + 0.001  # if all are ln 2, the two are equal
     return lowest - margin, highest + margin
 
@@ -1057,6 +1061,10 @@ def make_generator(script, latent_dim):
         if "Generator" not in names:
             raise UserError(f"{script} has no class of the name Generator")
         return names["Generator"](latent_dim)
+    except SystemExit as error:  # it has begun to train
+        raise UserError(
+            f'{script}: what trains must stand below `if __name__ == "__main__":`'
+        ) from error
     except (ImportError, SyntaxError, KeyError) as error:
         raise UserError(f"{script} cannot be run ({type(error).__name__}: {error})") from error
 

@@ -209,6 +209,19 @@ def test_a_loss_that_ran_away_once_is_cut_and_named():
     assert any("peak 9.00 in epoch 127" in text for text in assert_text_is_readable(figure))
 
 
+def test_losses_of_a_calm_start_are_seen_whole():
+    """Few epochs in 200, but no loss runs away."""
+    G_losses = [0.72] * 200
+    D_losses = [0.68] * 200
+    G_losses[:3] = [0.74, 0.77, 0.75]
+    D_losses[:3] = [0.66, 0.64, 0.65]
+    figure = common.plot_losses(history_of(D_losses, G_losses), "DCGAN")
+    low, high = figure.axes[0].get_ylim()
+    assert 0.6 < low < 0.64
+    assert 0.77 < high < 0.81
+    assert not any("peak" in text for text in assert_text_is_readable(figure))
+
+
 @pytest.mark.parametrize("D_loss", [math.log(2), 3.0])
 def test_ln_2_is_seen_under_no_other_line_and_outside_the_losses(D_loss):
     figure = common.plot_losses(history_of([D_loss] * 30, [D_loss + 2] * 30), "GAN")

@@ -205,6 +205,15 @@ def test_a_generator_that_is_not_that_of_the_script_is_refused(project, data, tm
     assert "give this class to common.main" in refused(project.module, tmp_path, data)
 
 
+def test_a_script_that_trains_whenever_it_is_imported_is_refused(project, data, tmp_path):
+    project.edit("gan.py", 'if __name__ == "__main__":\n    common.main', "common.main")
+    argv = ["--outputs", str(tmp_path), "--data", str(data), "--epochs", "1"]
+    project.monkeypatch.setattr(sys, "argv", ["gan.py", *argv])
+    line = refused(project.module, tmp_path, data, "--epochs", 1)
+    assert '`if __name__ == "__main__":`' in line
+    assert not list(tmp_path.rglob("*.png"))
+
+
 def changes(before, now):
     """What is named of a program of one file."""
     runs = [{"settings": {}, "program": {"gan.py": text}} for text in (before, now)]
