@@ -44,6 +44,7 @@ import io
 import json
 import math
 import platform
+import random
 import runpy
 import socket
 import subprocess
@@ -80,12 +81,16 @@ BATCH_NORM_BATCHES = 20  # of 128 such vectors each, enough for a steady mean an
 
 
 def seed_epoch(seed, epoch):
-    """Set torch's random numbers of an epoch; those of the first weights are epoch 0's.
+    """Set the random numbers of an epoch; those of the first weights are epoch 0's.
 
     They follow from the seed and the epoch alone, so a run that was stopped goes on as if it had
     not been. The factor keeps the epochs of one seed apart from those of the next.
     """
-    torch.manual_seed(seed * 1_000_000 + epoch)
+    number = seed * 1_000_000 + epoch
+    torch.manual_seed(number)
+    # Nothing here takes numbers from these two, but what you add may.
+    random.seed(number)
+    np.random.seed(number % 2**32)  # it takes no larger ones
 
 
 class UserError(Exception):
@@ -120,12 +125,15 @@ def load_fashion_mnist(folder):
     Of each, `data` are the images, uint8 (N, 28, 28), and `targets` their classes, (N,). They are
     read from `folder` in torchvision's layout, or unpacked, or downloaded into it. Raises UserError
     if they cannot be had, are damaged, or are those of MNIST, whose files have the same names.
+
+    compare.py and --redraw call this for all runs, also those of before: choose images in `train`.
     """
     raw = folder / "FashionMNIST" / "raw"
     try:
         unpacked = [raw / name.removesuffix(".gz") for name, _ in FILES]
         if not all(path.exists() for path in unpacked):
             fetch_files(folder, raw)
+        # Images are taken from `data`, so a transform= would do nothing: change them in `train`.
         train_set = FashionMNIST(folder, train=True)
         test_set = FashionMNIST(folder, train=False)
         for split, dataset in [("train", train_set), ("test", test_set)]:
@@ -233,7 +241,8 @@ class UpsampleConv2d(nn.Conv2d):
 
     Here a has added ra, qa, pa to the first three, b its rb, qb, pb two places later, and so on.
     This is called a transposed convolution, by the kernel turned round, r q p. It multiplies half
-    as often; in two dimensions, for the rows and for the columns, a quarter as often.
+    as often; in two dimensions, for the rows and for the columns, a quarter as often. To change
+    anything, use nn.Upsample and nn.Conv2d: with a bias or another mode this would be wrong.
     """
 
     def __init__(self, channels_in, channels_out):
@@ -283,7 +292,8 @@ class Training:
     """What is trained: both networks, the moving average of G, and an optimizer for each.
 
     All of it is saved. What else remembers something from step to step, such as a schedule of the
-    learning rate, must be here too, or it begins anew when a run goes on.
+    learning rate, must be here too, or it begins anew when a run goes on. A number that a network
+    changes in `forward` must be a buffer of it (register_buffer).
     """
 
     G: nn.Module
@@ -304,7 +314,8 @@ def new_training(Generator, Discriminator, settings, device):
     D = Discriminator().to(device, memory_format=layout)
     G_ema = copy.deepcopy(G).requires_grad_(False).eval()  # it is averaged, not trained
     check_generator(G_ema, torch.randn(64, settings["latent_dim"], device=device))
-    check_discriminator(D, torch.randn(64, 1, 28, 28, device=device))
+    D_again = Discriminator().to(device, memory_format=layout)
+    check_discriminator(D, D_again, torch.randn(64, 1, 28, 28, device=device))
     options = {
         "lr": settings["learning_rate"],
         # 0: no momentum (the DCGAN paper has 0.5), because an older gradient was taken against an
@@ -332,19 +343,25 @@ def check_generator(G, z):
         )
 
 
-def check_discriminator(D, noise):
-    """Raises UserError if D gives probabilities, or if its logit of an image depends on the others.
+def check_discriminator(D, D_again, noise):
+    """Raises UserError if D gives no logit for each image, if one depends on the other images, if
+    D gives probabilities, or if D_again, another one, gives other logits with the same weights.
 
     noise: images (N, 1, 28, 28). What D does is tried, whatever its layers are called.
     """
-    # Two copies: a pass may change what layers keep, and below the weights are changed.
-    D, D_again = copy.deepcopy(D).train(), copy.deepcopy(D).train()
-    # What D says of the first image among the others, and then among copies of itself.
-    torch.manual_seed(0)
-    outputs = try_network("the discriminator", D, noise)
-    torch.manual_seed(0)  # Dropout takes out the same again
-    among_copies = try_network("the discriminator", D_again, noise[:1].repeat(len(noise), 1, 1, 1))
+    outputs = try_discriminator(D, noise)
+    if len(outputs) != len(noise):
+        raise UserError(f"the discriminator gives {len(outputs)} logits for {len(noise)} images")
     rounding = 1e-4 * outputs.abs().max()
+    # As when a run goes on: D is made anew and gets the weights that a checkpoint holds.
+    D_again.load_state_dict(D.state_dict())
+    if (try_discriminator(D_again, noise) - outputs).abs().max() > rounding:
+        raise UserError(
+            "the discriminator, made once more and with the same weights, gives other logits: put "
+            "layers that are in a list into nn.ModuleList, and give tensors to register_buffer"
+        )
+    # What D says of the first image among copies of itself, and not among the others.
+    among_copies = try_discriminator(D, noise[:1].repeat(len(noise), 1, 1, 1))
     if (among_copies[0] - outputs[0]).abs().max() > rounding:
         raise UserError(
             "what the discriminator says of an image depends on the other images of its batch, as "
@@ -355,15 +372,22 @@ def check_discriminator(D, noise):
     # Now weights and images are made 1,000 times as large. A Sigmoid gives more than 0 before, and
     # still 0 to 1 after. Logits leave that range (or, if the last layer begins with zeros, are 0
     # before).
+    large_D = copy.deepcopy(D)
     with torch.no_grad():  # else weights may not be changed like this
-        for weight in D.parameters():
+        for weight in large_D.parameters():
             weight.mul_(1000)
-    larger = try_network("the discriminator", D, 1000 * noise)
+    larger = try_discriminator(large_D, 1000 * noise)
     if outputs.min() > 0 and larger.min() >= 0 and larger.max() <= 1:
         raise UserError(
             "the discriminator gives probabilities, as after a Sigmoid, which is in the loss "
             "already: end it with a Linear layer"
         )
+
+
+def try_discriminator(D, noise):
+    """The output of a copy of D, since a pass may change what layers keep."""
+    seed_epoch(0, 0)  # Dropout takes out the same each time
+    return try_network("the discriminator", copy.deepcopy(D).train(), noise)
 
 
 @torch.no_grad()
@@ -421,7 +445,7 @@ def train_step(training, real, z, r1_weight, dtype):
         both = torch.cat([real, fake.detach()])
         logits = D(both).float()
         penalty = r1_penalty(D, real) if r1_weight > 0 else 0
-    real_logits, fake_logits = logits.chunk(2)
+    real_logits, fake_logits = logits.split([len(real), len(fake)])
     # Half of the sum: the mean over all images, which for an undecided D is ln 2, like G's loss.
     D_loss = (F.softplus(-real_logits).mean() + F.softplus(fake_logits).mean()) / 2
     training.D_optimizer.zero_grad()
@@ -435,7 +459,9 @@ def train_step(training, real, z, r1_weight, dtype):
         logits_for_G = D(fake).float()
     G_loss = F.softplus(-logits_for_G).mean()
     training.G_optimizer.zero_grad()
-    G_loss.backward(inputs=list(G.parameters()))  # the weights of D need no gradient here
+    # Only these weights get a gradient; D's need none here. Add those of any other network that
+    # G_loss is to train.
+    G_loss.backward(inputs=list(G.parameters()))
     training.G_optimizer.step()
 
     D_x = real_logits.sigmoid().mean()
@@ -484,7 +510,8 @@ def train(training, train_set, settings, first, last):
 
     A Python generator: `for row, samples in train(...)` runs it up to the next `yield`, after each
     epoch. row: that of history.csv; samples: uint8 (64, 28, 28). Raises UserError when numbers are
-    not finite.
+    not finite. Nothing that trains may depend on `last`, or 20 epochs that go on to 200 are not the
+    run of 200.
     """
     G, D, G_ema = training.G, training.D, training.G_ema
     batch_size = settings["batch_size"]
@@ -596,7 +623,7 @@ def perturb(G, z, dims, offsets):
     for i, dim in enumerate(dims):
         for j, offset in enumerate(offsets):
             moved = z.clone()
-            moved[:, dim] += offset
+            moved[:, dim] += offset  # titles, rows and captions say that it is moved, not set
             images[i, j] = generate(G, moved)
             response[i, j] = (images[i, j].float() - unmoved).abs().mean() / 255 * 100
     return images, response
@@ -1099,19 +1126,23 @@ def is_package(path):
 
 def check_script(script, G, latent_dim):
     """Make the generator once more, as --redraw and compare.py do: by running the script and with
-    the weights of G, a generator in eval mode. Raises UserError if it gives other images than G."""
+    the weights of G, a generator in eval mode. Raises UserError if it gives other images than G, or
+    if an image depends on the other latent vectors that G is given."""
+    G = copy.deepcopy(G).cpu()
     again = make_generator(script, latent_dim)
-    again.load_state_dict(G.state_dict())
-    again = again.to(device_of(G)).eval()
-    z = latent_vectors(latent_dim).to(device_of(G))
+    z = latent_vectors(latent_dim)
     with torch.no_grad():
-        largest = (again(z) - G(z)).abs().max()
+        # Other weights: what a layer multiplies by 0 at first would not be seen.
+        for weight in G.parameters():
+            weight.add_(0.01 * torch.randn_like(weight))
+        again.load_state_dict(G.state_dict())
+        largest = (again.eval()(z[:8]) - G(z)[:8]).abs().max()
     if not largest < 1e-4:  # more than rounding, or nan
         raise UserError(
             f"the Generator of {script.name}, made once more and with the same weights, gives "
-            "other images: give this class to common.main, put layers that are in a list into "
-            "nn.ModuleList, and take no random numbers in forward (F.dropout needs "
-            "training=self.training)"
+            "other images, or other ones of 8 latent vectors than of 64: give this class to "
+            "common.main, put layers that are in a list into nn.ModuleList, take no random numbers "
+            "in forward (F.dropout needs training=self.training), and keep latent vectors apart"
         )
 
 

@@ -24,7 +24,7 @@ from torch import nn
 from tqdm import tqdm
 
 CLASSIFIER = Path(__file__).parent / "outputs" / "reference" / "classifier.pt"
-IMAGES = 10_000  # on each side of a comparison
+IMAGES = 10_000  # on each side of a comparison ("by chance 1.2" below is of so many)
 PAIRS = 500  # of latent vectors, and the paths between them
 STEPS = 32  # of each path
 PERTURBED = 5000  # latent vectors that are moved, each in one dimension
@@ -531,10 +531,10 @@ CAPTIONS = {  # for a report, in English and in Chinese
     "smoothness": (
         f"{PAIRS} paths around the origin from one latent vector to another, in {STEPS} equal "
         "angles: the largest change of the classifier's features, divided by the mean one (1: all "
-        "steps alike). Paths beyond the axis, at most 1%, are counted in the last bin.",
+        "steps alike). Paths beyond the axis, at most 1% of all, are counted in the last bin.",
         f"绕原点从一个隐向量到另一个隐向量的 {PAIRS} 条路径，每条分为 {STEPS} 个等角步："
         "分类器特征的最大单步变化与平均单步变化之比（1 表示各步相同）。"
-        "超出坐标轴范围者（至多 1%）计入末个区间。",
+        "超出坐标轴范围者（占全部路径至多 1%）计入末个区间。",
     ),
     "garments": (
         f"Share of each garment in {IMAGES:,} images, by the classifier; dashed: equal shares, "
@@ -887,8 +887,9 @@ def make_report(columns, results, accuracy):
         "",
         "\\* Last quarter of the run; what broke down before shows in runaway only. Samples change "
         "less in a longer run, because the average of G is over more steps. D's loss deviates "
-        "little where D cannot decide and it stays at ln 2, which is no stability. Few epochs make "
-        "any generator smooth.",
+        "little where D cannot decide and it stays at ln 2, which is no stability. Deviations of "
+        "other losses or batch sizes do not compare: that of a mean over few images is larger. Few "
+        "epochs make any generator smooth.",
         "",
         *make_verdicts(results),
         "Figures and captions:",

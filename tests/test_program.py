@@ -162,6 +162,7 @@ def test_common_py_edited_in_a_notebook_that_goes_on_with_the_old_one(project, t
     assert "start Python anew" in refused(project.module, trained, data, "--epochs", 3)
 
 
+FIRST = "self.layers = nn.Sequential(\n            nn.Linear(latent_dim"
 FORWARD = "return self.layers(z)"
 OTHER_GENERATORS = {  # edits of gan.py, and what is said
     "random numbers": ([(FORWARD, "return self.layers(nn.functional.dropout(z, 0.1))")], "random"),
@@ -171,6 +172,18 @@ OTHER_GENERATORS = {  # edits of gan.py, and what is said
             (FORWARD, "return self.layers(self.more[0](z))"),
         ],
         "ModuleList",
+    ),
+    "random numbers that are multiplied by 0 at first": (
+        [
+            ("from torch import nn", "import torch\nfrom torch import nn"),
+            (FIRST, "self.strength = nn.Parameter(torch.zeros(()))\n        " + FIRST),
+            (FORWARD, "return self.layers(z + self.strength * torch.randn_like(z))"),
+        ],
+        "random",
+    ),
+    "a z that depends on the others": (
+        [(FORWARD, "return self.layers(10 * z / z.norm())")],
+        "keep latent vectors apart",
     ),
     "another name": ([("class Generator(", "class Decoder(")], "no class of the name Generator"),
     "Dropout": ([("            nn.Linear(128, 256),", "nn.Dropout(), nn.Linear(128, 256),")], ""),

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import random
 import re
 from types import SimpleNamespace
 
@@ -114,6 +115,13 @@ def test_losses_of_an_undecided_and_of_a_confident_discriminator(logit, D_loss, 
     assert losses["G_loss"].item() == pytest.approx(G_loss)
 
 
+def test_unequal_numbers_of_real_and_fake_images_are_not_taken_for_each_other(networks):
+    """As when the last batch of an epoch, which is smaller, is not left out."""
+    real, z = real_and_z(4)
+    with pytest.raises(RuntimeError, match="size"):
+        our_step(*networks, real[:3], z)
+
+
 def test_r1_penalty_is_that_of_finite_differences(networks):
     D = networks[1].double()
     real, _ = real_and_z(1, torch.float64)
@@ -217,6 +225,18 @@ def test_the_penalty_comes_every_fourth_step_four_times_as_much(steps):
     assert [D.weight.item() for _, _, D in steps] == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("draw", [torch.rand, random.random, np.random.rand])
+def test_random_numbers_follow_from_the_seed_and_the_epoch(draw):
+    """Also those of a student's own lines, which may be Python's or NumPy's."""
+    size = (1,) if draw is torch.rand else ()
+    numbers = []
+    for seed, epoch in [(2**32, 5), (2**32, 5), (2**32, 6), (7, 5)]:
+        common.seed_epoch(seed, epoch)
+        numbers.append(float(draw(*size)))
+    assert numbers[0] == numbers[1]
+    assert len(set(numbers)) == 3
+
+
 def test_an_epoch_shows_every_image_once_in_a_new_order():
     seen = []
 
@@ -315,9 +335,37 @@ class MinibatchDiscrimination(gan.Discriminator):
         return super().forward(x) + torch.exp(-torch.cdist(features, features)).sum(1, keepdim=True)
 
 
+class LayersInList(nn.Module):
+    """Which PyTorch does not find: they are neither trained nor saved."""
+
+    def __init__(self):
+        super().__init__()
+        self.hidden = [nn.Linear(784, 8), nn.Linear(8, 8)]
+        self.last = nn.Linear(8, 1)
+
+    def forward(self, x):
+        x = x.flatten(1)
+        for layer in self.hidden:
+            x = layer(x).relu()
+        return self.last(x)
+
+
+class FourRowsAnImage(gan.Discriminator):
+    """A wrong view, of the pixels of all images."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers[1] = nn.Linear(196, 512)
+
+    def forward(self, x):
+        return self.layers[1:](x.reshape(-1, 196))
+
+
 @pytest.mark.parametrize(
     ("Discriminator", "named"),
     [
+        (LayersInList, "nn.ModuleList"),
+        (FourRowsAnImage, "256 logits for 64 images"),
         (SigmoidInForward, "as after a Sigmoid"),
         (BatchNorm, "depends on the other images"),
         (MinibatchDeviation, "depends on the other images"),
