@@ -1,5 +1,5 @@
-"""What gan.py and dcgan.py share, in this order: constants and seeds, FashionMNIST, the networks on
-a CPU, training, sampling, figures, files, command line. To understand a GAN, read `training`.
+"""What gan.py and dcgan.py share, in this order: constants and seeds, FashionMNIST, speed on a CPU,
+training, sampling, figures, files, command line. To understand a GAN, read `training`.
 
 The names are the papers': z latent vectors, x images, G generator, D discriminator. From step to
 step G swings; G_ema is its moving average, which makes every generated image that is shown.
@@ -12,21 +12,21 @@ from pathlib import Path
 
 # Some processors have an instruction, avx512_bf16, for bfloat16, numbers of 16 bits: half as
 # much to move, twice as many multiplied at once, but only two to three digits. Linux lists the
-# instructions in this file.
+# instructions in /proc/cpuinfo.
 cpuinfo = Path("/proc/cpuinfo")
 FAST_BFLOAT16 = cpuinfo.exists() and "avx512_bf16" in cpuinfo.read_text()
 
 # PyTorch's threads (of a library called GOMP) wait for each other in a loop, which keeps their
 # cores from other programs. This variable, read when torch is imported, lets them sleep after they
-# have gone round 5,000 times instead of 300,000, unless the user has set it. In float32 a busy
-# machine is faster by it, in bfloat16 slower (measured in outputs/README.md; the reason is not
-# known). It changes no number.
+# have gone round 5,000 times instead of 300,000, unless the user has set it. On a busy machine the
+# DCGAN is faster by it in float32, slower in bfloat16 (measured in outputs/README.md; the reason is
+# not known). It changes no number. (--precision is not known yet; "auto" follows the processor.)
 if not FAST_BFLOAT16:
     os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
-# A notebook sets this variable to its own way of drawing, and the programs that it starts inherit
-# it. Where such a program lacks the package for that, `import matplotlib` fails. So it is set to
-# "agg", which draws into files. In the notebook itself, where the module ipykernel runs, it stays.
+# A notebook sets MPLBACKEND to its own way of drawing, and what it starts (!python gan.py) inherits
+# it. If that Python lacks the package matplotlib_inline, `import matplotlib` fails. So there it is
+# set to "agg", which draws into files. In the notebook itself, where ipykernel runs, it stays.
 backend = os.environ.get("MPLBACKEND")
 if backend == "module://matplotlib_inline.backend_inline" and "ipykernel" not in sys.modules:
     os.environ["MPLBACKEND"] = "agg"
@@ -74,17 +74,17 @@ SETTINGS = ["batch_size", "learning_rate", "r1_gamma", "latent_dim", "seed", "pr
 RECORDED = ["D_loss", "G_loss", "D_x", "D_G_z", "D_right"]  # in each step, see train_step
 R1_EVERY = 4  # steps from one R1 penalty to the next
 
-# Seeds of latent vectors that are the same in every run (of one --latent-dim) and for both models.
-LATENT_SEED = 2014  # of all figures
-BATCH_NORM_SEED = 2015  # to measure BatchNorm with
-BATCH_NORM_BATCHES = 20  # of 128 such vectors each, enough for a steady mean and variance
+# Latent vectors that are the same in every run (of one --latent-dim) and for both models.
+LATENT_SEED = 2014  # of those of all figures
+BATCH_NORM_SEED = 2015  # of those to measure BatchNorm with
+BATCH_NORM_BATCHES = 20  # of 128 of these each, enough for a steady mean and variance
 
 
 def seed_epoch(seed, epoch):
     """Set the random numbers of an epoch; those of the first weights are epoch 0's.
 
-    They follow from the seed and the epoch alone, so a run that was stopped goes on as if it had
-    not been. The factor keeps the epochs of one seed apart from those of the next.
+    They follow from the seed and the epoch alone, so a run that was stopped goes on as if it never
+    had been. The factor keeps the epochs of one seed apart from those of the next.
     """
     number = seed * 1_000_000 + epoch
     torch.manual_seed(number)
@@ -94,8 +94,8 @@ def seed_epoch(seed, epoch):
 
 
 class UserError(Exception):
-    """What the user can mend: printed as one line, without a traceback. (`from error` keeps what
-    was raised first, for a debugger.)"""
+    """What the user can mend: printed as one line, without a traceback. (After `from error`, a
+    debugger also shows what was raised first.)"""
 
 
 @functools.cache  # called again with the same text, it does nothing
@@ -126,7 +126,8 @@ def load_fashion_mnist(folder):
     read from `folder` in torchvision's layout, or unpacked, or downloaded into it. Raises UserError
     if they cannot be had, are damaged, or are those of MNIST, whose files have the same names.
 
-    compare.py and --redraw call this for all runs, also those of before: choose images in `train`.
+    compare.py and --redraw call this for all runs, so to leave out images here would change their
+    numbers, too: choose them in `train`.
     """
     raw = folder / "FashionMNIST" / "raw"
     try:
@@ -203,7 +204,7 @@ def fetch_debian_package(new):
         run_quietly(new, "apt-get", "update")
     run_quietly(new, "apt-get", "download", DEBIAN_PACKAGE)
     archive = next(new.glob("*.deb"))  # the only one
-    run_quietly(new, "dpkg-deb", "--extract", archive.name, ".")  # both lie in `new`
+    run_quietly(new, "dpkg-deb", "--extract", archive.name, ".")  # into `new`
     # In the package the folder is usr/share/..., without the first slash; now it is below `new`.
     unpack(new / DEBIAN_FOLDER.relative_to("/"), new)
 
@@ -214,12 +215,13 @@ def run_quietly(folder, *command):
     subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=300)
 
 
-# ----------------------------------------------------------------------------- networks on a CPU
+# -------------------------------------------------------------------------------- speed on a CPU
 
 
 def respect_cpu_quota():
-    """No more threads than the cores that a container may use. Linux says so in this file: 200000
-    100000 are 200 ms of computing in each 100 ms, which two cores do."""
+    """No more threads than the cores that a container may use (PyTorch counts those of the whole
+    machine). Linux says so in cpu.max: 200000 100000 are 200 ms of computing in each 100 ms, which
+    two cores do."""
     with contextlib.suppress(OSError, ValueError):  # there is no such file, or "max" for no quota
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
         cores = max(1, int(quota) // int(period))
@@ -229,9 +231,9 @@ def respect_cpu_quota():
 class UpsampleConv2d(nn.Conv2d):
     """nn.Upsample(scale_factor=2), then nn.Conv2d(C, K, 3, padding=1, bias=False).
 
-    x (N, C, H, W) to (N, K, 2H, 2W). There is no bias, since BatchNorm follows, which would take it
-    out. On a CPU the two are computed together, which is faster. In one dimension, of three pixels
-    a b c and by a kernel p q r, Upsample and Conv make
+    x (N, C, H, W) to (N, K, 2H, 2W). There is no bias, since BatchNorm follows, which subtracts
+    the mean, and so any bias. On a CPU the two are computed together, which is faster. In one
+    dimension, of three pixels a b c and by a kernel p q r, Upsample and Conv make
 
         a a b b c c  and then  qa+ra  pa+qa+rb  pa+qb+rb  pb+qb+rc  pb+qc+rc  pc+qc
 
@@ -344,15 +346,15 @@ def check_generator(G, z):
 
 
 def check_discriminator(D, D_again, noise):
-    """Raises UserError if D gives no logit for each image, if one depends on the other images, if
-    D gives probabilities, or if D_again, another one, gives other logits with the same weights.
+    """Raises UserError if D does not give an output for each image, if one depends on the other
+    images, if D gives probabilities, or if D_again gives other logits with the same weights.
 
     noise: images (N, 1, 28, 28). What D does is tried, whatever its layers are called.
     """
     outputs = try_discriminator(D, noise)
     if len(outputs) != len(noise):
-        raise UserError(f"the discriminator gives {len(outputs)} logits for {len(noise)} images")
-    rounding = 1e-4 * outputs.abs().max()
+        raise UserError(f"the discriminator gives {len(outputs)} outputs for {len(noise)} images")
+    rounding = 1e-4 * outputs.abs().max()  # computed otherwise, equal logits differ by less
     # As when a run goes on: D is made anew and gets the weights that a checkpoint holds.
     D_again.load_state_dict(D.state_dict())
     if (try_discriminator(D_again, noise) - outputs).abs().max() > rounding:
@@ -369,9 +371,8 @@ def check_discriminator(D, D_again, noise):
             "train_step take D(real) and D(fake.detach()) apart, take check_discriminator out of "
             "new_training, and train with --r1-gamma 0, since R1 needs independent images too"
         )
-    # Now weights and images are made 1,000 times as large. A Sigmoid gives more than 0 before, and
-    # still 0 to 1 after. Logits leave that range (or, if the last layer begins with zeros, are 0
-    # before).
+    # With weights and images 1,000 times as large, a Sigmoid still gives 0 to 1, but logits leave
+    # that range (unless all are 0, as after a last layer that begins with zeros).
     large_D = copy.deepcopy(D)
     with torch.no_grad():  # else weights may not be changed like this
         for weight in large_D.parameters():
@@ -428,12 +429,13 @@ def train_step(training, real, z, r1_weight, dtype):
     RECORDED names: both losses without the penalty, the means of D(x) and D(G(z)), and the share of
     pairs of a real and a fake image in which the real one has the larger logit.
 
-    If you change the loss, also change what find_limits and draw_losses (ln 2) and plot_losses (its
-    name) say of it. For k above 1, repeat D's part here, with new real images and new z.
+    If you change the loss, also change what find_limits and draw_losses (ln 2) and plot_losses (the
+    label of the axis) say of it. For k above 1, repeat D's part here, with new real images and z.
     """
     G, D = training.G, training.D
     # In a block `with autocast`, Linear and Conv compute in `dtype`, and their outputs are of it.
-    # Weights stay in float32, and float() makes the logits float32 again, for the losses.
+    # Weights stay in float32, and float() makes the logits float32 again, for the losses. If dtype
+    # is float32, it is switched off.
     autocast = torch.autocast(real.device.type, dtype, enabled=dtype is not torch.float32)
 
     # Discriminator: ascend log D(x) + log(1 - D(G(z))), that is, descend on binary cross-entropy.
@@ -444,6 +446,7 @@ def train_step(training, real, z, r1_weight, dtype):
         # detach: this pass is not to move G. One pass for both is faster than two.
         both = torch.cat([real, fake.detach()])
         logits = D(both).float()
+        # Here, since a block of its own would make D's weights numbers of `dtype` once more.
         penalty = r1_penalty(D, real) if r1_weight > 0 else 0
     real_logits, fake_logits = logits.split([len(real), len(fake)])
     # Half of the sum: the mean over all images, which for an undecided D is ln 2, like G's loss.
@@ -477,9 +480,9 @@ def update_average(G_ema, G, step):
     step counts from 0. With 1 / (1 + step), G_ema would be the plain mean of G over all steps, in
     which swings cancel. Nine times as much lets old weights fade. A step leaves 1 - 9 / (10 + step)
     = (1 + step) / (10 + step) of the average. In the product of these from step s to step t most
-    factors cancel, and some (s / t)^9 is left. So half of the average comes from the last 7% of the
-    steps (0.93^9 is about 1/2). The 10 keeps the share below 1 at first. (For no average, make the
-    share 1.)
+    factors cancel (1 + step is the 10 + step of nine steps before), and some (s / t)^9 is left. So
+    half of the average comes from the last 7% of the steps (0.93^9 is about 1/2). The 10 keeps the
+    share below 1 at first. (For no average, make the share 1.)
     """
     for average, weight in zip(G_ema.parameters(), G.parameters(), strict=True):
         average.lerp_(weight, 9 / (10 + step))  # average += share * (weight - average)
@@ -509,9 +512,9 @@ def train(training, train_set, settings, first, last):
     """Train from epoch `first` to epoch `last` on the images of load_fashion_mnist's training set.
 
     A Python generator: `for row, samples in train(...)` runs it up to the next `yield`, after each
-    epoch. row: that of history.csv; samples: uint8 (64, 28, 28). Raises UserError when numbers are
-    not finite. Nothing that trains may depend on `last`, or 20 epochs that go on to 200 are not the
-    run of 200.
+    epoch. row: the epoch's, for history.csv; samples: uint8 (64, 28, 28). Raises UserError when
+    numbers are not finite. Nothing that trains may depend on `last`, or 20 epochs that go on to 200
+    are not the run of 200.
     """
     G, D, G_ema = training.G, training.D, training.G_ema
     batch_size = settings["batch_size"]
@@ -520,17 +523,20 @@ def train(training, train_set, settings, first, last):
     device = device_of(G)
     images = train_set.data[: settings["limit"], None].to(device)  # uint8 (limit, 1, 28, 28)
     steps = len(images) // batch_size  # of an epoch; an incomplete last batch is left out
-    samples = generate(G_ema, latent_vectors(latent_dim))  # from before the first of these epochs
-    # disable=None: no bar if the output is a file, not a terminal. refresh=False: shown later.
+    samples = generate(G_ema, latent_vectors(latent_dim))  # as they are before these epochs
+    # disable=None: no bar if the output is a file, not a terminal; it gets a line an epoch (below).
+    # refresh=False: shown later.
     with tqdm(initial=(first - 1) * steps, total=last * steps, disable=None) as bar:
         for epoch in range(first, last + 1):
             bar.set_description(f"epoch {epoch} of {last}", refresh=False)
             start = time.perf_counter()
             seed_epoch(settings["seed"], epoch)
+            # In train mode BatchNorm takes its statistics from the batch, and Dropout is on.
             G.train()
             D.train()
             # In place of a DataLoader, which is slower: all images are in memory already.
             batches = torch.randperm(len(images), device=device).split(batch_size)
+            # On the device: to fetch them in each step would make it wait.
             recorded = torch.zeros(steps, len(RECORDED), device=device)
             for i in range(steps):
                 step = (epoch - 1) * steps + i
@@ -539,9 +545,9 @@ def train(training, train_set, settings, first, last):
                 # the start of G's forward.
                 z = torch.randn(batch_size, latent_dim, device=device)
                 # R1 is another pass through D, so it comes in every fourth step, four times as much
-                # (Karras et al. 2020, arXiv:1912.04958). The mean of its gradient stays the same.
-                # The mean square, a part of what Adam divides by, is 4^2 / 4 = 4 times as large,
-                # which makes D's steps a little smaller.
+                # (Karras et al. 2020, arXiv:1912.04958). The mean of its gradient stays the same;
+                # its mean square is 4^2 / 4 = 4 times as large. Adam divides by the root of that of
+                # the whole gradient, so D's steps are a little smaller.
                 r1_weight = R1_EVERY * settings["r1_gamma"] if step % R1_EVERY == 0 else 0
                 recorded[i] = train_step(training, real, z, r1_weight, dtype)
                 update_average(G_ema, G, step)
@@ -577,7 +583,8 @@ def summarize(epoch, recorded, samples, samples_before, seconds):
         row[f"{name}_mean"] = values.mean().item()
         row[f"{name}_std"] = values.std(correction=0).item()  # all steps are here: divided by N
     sample_change = (samples.float() - samples_before.float()).abs().mean().item()
-    row["sample_change"] = sample_change if epoch > 1 else math.nan  # else from untrained ones
+    # In epoch 1 it would be the change from noise.
+    row["sample_change"] = sample_change if epoch > 1 else math.nan
     row["seconds"] = seconds
     # Rounded as in history.csv, so that figures drawn now and with --redraw are the same.
     return {name: float(f"{value:.6g}") for name, value in row.items()}
@@ -648,8 +655,8 @@ STYLE = [
     },
 ]
 IMAGE_SIZE = 30  # pixels of an image in a grid: 28 and the margin to the next
-# In front of the others (zorder), and with dots far apart: from 0 on, 1 is drawn and 4 are not. So
-# where D's line lies on ln 2, both can be seen.
+# In front of the curves (zorder), and with dots far apart: from 0 on, a length of 1 is drawn, then
+# 4 are not. So where D's line lies on ln 2, both can be seen.
 DOTTED = {"color": "black", "linewidth": 1, "linestyle": (0, (1, 4)), "zorder": 3}
 
 
@@ -661,8 +668,8 @@ def plot_images(images, title, rows=(), blocks=1, right=(), columns=(), caption=
     if len(images) % (8 * blocks) != 0:  # labels would stand beside other images
         raise ValueError(f"{len(images)} images are not {blocks} blocks of full rows of 8")
     count = len(images) // 8
-    # Without pyplot, which may want a screen. At first as high as may be, so that only very many
-    # images do not get the whole width. MARGIN is added below.
+    # Without pyplot, which may want a screen. At first as high as may be, so that the grid gets the
+    # whole width; at the end the height is made that of its content.
     figure = Figure((WIDTH, LARGEST_HEIGHT - MARGIN))
     axes = figure.subplots()
     grid = make_grid(images[:, None], nrow=8, padding=2, pad_value=255)  # (3, height, width)
@@ -690,8 +697,8 @@ def plot_images(images, title, rows=(), blocks=1, right=(), columns=(), caption=
 def find_middles(labels, count):
     """Where the labels stand beside the grid, in its pixels. With 2 labels for 4 rows, each stands
     in the middle of two rows."""
-    height = count * IMAGE_SIZE / len(labels) if labels else 0  # of the part that a label is for
-    return [(i + 0.5) * height for i in range(len(labels))]
+    size = count * IMAGE_SIZE / len(labels) if labels else 0  # of the part that a label is for
+    return [(i + 0.5) * size for i in range(len(labels))]
 
 
 def plot_perturbation(images, response, dims, offsets, title):
@@ -762,8 +769,9 @@ def draw_band(axes, history, name, factor, label, colour, line):
 
 
 def find_limits(histories):
-    """Limits of the loss axis: 98% of the edges of all bands of these runs, the means near those,
-    as in the first epochs, and ln 2. A loss that runs away would leave the others flat."""
+    """Limits of the loss axis: 98% of the edges of all bands of these runs, means that lie beyond
+    by up to half of that range, as in the first epochs, and ln 2. A loss that runs away is left
+    out: the others would look flat."""
     means = []
     edges = []
     for history in histories:
@@ -881,10 +889,10 @@ def read_program(script):
     pythons = Path(os.__file__).parent  # where Python's own modules lie
     paths = {script.name: script, "common.py": Path(__file__)}
     for module in list(sys.modules.values()):  # all that has been imported; a copy of the list
-        file = Path(getattr(module, "__file__", None) or "")  # some modules have none, or None
+        file = Path(getattr(module, "__file__", None) or "")  # "" for modules without a file
         # A .venv in the script's folder holds what pip has installed, in site-packages.
         is_installed = "site-packages" in file.parts or file.is_relative_to(pythons)
-        # Some parts of PyTorch have a made up file, which is not a whole path.
+        # Some parts of PyTorch name a file that is not there, such as "_ops.py".
         if file.suffix == ".py" and file.is_absolute() and not is_installed:
             path = file.resolve()
             if path.is_relative_to(folder):
@@ -925,14 +933,14 @@ def find_changes(before, now, labels):
     for file in sorted(set(before["program"]) | set(now["program"])):  # the files of either
         old_text = before["program"].get(file, "")
         text = now["program"].get(file, "")
-        if file == "common.py":  # up to the heading "figures": what is below does not train
+        if file == "common.py":  # up to the heading "figures", see README: above is what trains
             old_text = old_text.split("-- figures")[0]
             text = text.split("-- figures")[0]
         old_meaning, old_lines = read_code(old_text)
         meaning, lines = read_code(text)
         if meaning != old_meaning:
             named = name_lines(old_lines, lines, labels)
-            if not named:  # all are blank or begin with #, inside a text of several lines
+            if not named:  # only lines of a text between quotes that are blank or begin with #
                 named = ["is not the same"]
             changes += [f"{file} {line}" for line in named]
     return changes
@@ -949,7 +957,7 @@ def read_code(text):
     except (SyntaxError, ValueError):
         # The file was edited after Python had read it: what lies there may be half an edit.
         return text, lines
-    for branch in ast.walk(tree):  # all of them, also the smallest
+    for branch in ast.walk(tree):  # each function, statement, expression
         # Functions, classes and loops have a list of statements; a lambda has one expression.
         statements = getattr(branch, "body", None)
         if isinstance(statements, list):
@@ -962,8 +970,8 @@ def read_code(text):
 
 def is_text(statement):
     """Whether it is only a text: a docstring, or lines that somebody has put between quotes."""
-    # A statement that is only a value is an Expr and has that value, which is a Constant if it is
-    # written out, as 3 or "text". A Constant in turn has a value: the number or the text.
+    # In this tree a line "text" is Expr(value=Constant(value="text")), and a line x = "text" is
+    # Assign(targets=[Name(id="x")], value=Constant(value="text")).
     if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant):
         return isinstance(statement.value.value, str)
     return False
@@ -973,7 +981,7 @@ def name_lines(old_lines, lines, labels):
     """The lines of a program that are not the same, with their numbers, without blank ones and
     comments."""
     changed = []
-    # autojunk would not look at lines that come often.
+    # With autojunk, lines that come often in a long file, such as "else:", would be passed over.
     matcher = difflib.SequenceMatcher(a=old_lines, b=lines, autojunk=False)
     # Each of these says that old_lines[a:b] have become lines[c:d].
     for kind, a, b, c, d in matcher.get_opcodes():
@@ -1002,7 +1010,7 @@ def load_checkpoint(folder, training, settings, program):
     advice = "give another --outputs, or move that folder away"
     if not path.exists():
         # history.csv is written before the checkpoint. A run that was killed in between, in its
-        # first epoch, leaves the names and one row, which is no loss.
+        # first epoch, leaves the names and one row, which is nothing worth keeping.
         if table.is_file() and len(table.read_bytes().splitlines()) > 2:
             raise UserError(f"{folder} holds results, but no checkpoint.pt to go on from: {advice}")
         return []
@@ -1038,7 +1046,7 @@ def match_layout(optimizer):
     # {weight: {"step": ..., "exp_avg": ..., "exp_avg_sq": ..., "max_exp_avg_sq": ...}}
     for weight, state in optimizer.state.items():
         for name, average in state.items():
-            # Not the number of steps, nor a None, which other optimizers may keep.
+            # Only what has the weight's shape: not the number of steps, which Adam keeps, too.
             if isinstance(average, torch.Tensor) and average.shape == weight.shape:
                 state[name] = torch.empty_like(weight).copy_(average)  # in weight's order
 
@@ -1088,11 +1096,11 @@ def make_generator(script, latent_dim):
         if "Generator" not in names:
             raise UserError(f"{script} has no class of the name Generator")
         return names["Generator"](latent_dim)
-    except SystemExit as error:  # it has begun to train
+    except SystemExit as error:  # it has called common.main
         raise UserError(
             f'{script}: what trains must stand below `if __name__ == "__main__":`'
         ) from error
-    except (ImportError, SyntaxError, KeyError) as error:
+    except (ImportError, SyntaxError) as error:
         raise UserError(f"{script} cannot be run ({type(error).__name__}: {error})") from error
 
 
@@ -1104,6 +1112,7 @@ def run_script(script):
     today's. So modules of these names are put aside meanwhile.
     """
     folder = script.parent.resolve()
+    # What `import` can find beside the script.
     names = {path.stem for path in folder.iterdir() if path.suffix == ".py" or is_package(path)}
     imported = dict(sys.modules)  # a copy, {name: module}, to be put back
     forget_modules(names)  # else `import` would take what is imported already
@@ -1118,9 +1127,8 @@ def run_script(script):
 
 
 def is_package(path):
-    """Whether it is a folder of modules, with the name of an imported one. A folder of data may be
-    called torch, too, but holds no .py file. (Other names are not searched for such files: that
-    may take long.)"""
+    """Whether a folder is an imported package: it has the name of one, and holds .py files, which a
+    folder of data does not. (Other names are not searched for such files: that may take long.)"""
     return path.is_dir() and path.name in sys.modules and any(path.rglob("*.py"))
 
 
@@ -1132,7 +1140,7 @@ def check_script(script, G, latent_dim):
     again = make_generator(script, latent_dim)
     z = latent_vectors(latent_dim)
     with torch.no_grad():
-        # Other weights: what a layer multiplies by 0 at first would not be seen.
+        # All weights are moved a little: some may be 0 at first and hide what they multiply.
         for weight in G.parameters():
             weight.add_(0.01 * torch.randn_like(weight))
         again.load_state_dict(G.state_dict())
@@ -1250,7 +1258,7 @@ def warn_if_busy(device):
     # How many threads, on average, computed in the last minute; Windows does not say.
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0
     is_busy = load > os.cpu_count() / 2  # more than half of the cores are taken
-    # OMP_NUM_THREADS is the number of threads that PyTorch computes with.
+    # OMP_NUM_THREADS, in the text below, is the number of threads that PyTorch computes with.
     if device.type == "cpu" and is_busy and torch.get_num_threads() > 1:
         print(
             f"in the last minute this machine was busy (load {load:.1f}): if another program "
@@ -1361,15 +1369,15 @@ def run_model(model, script, Generator, Discriminator, folder, args):
                 save_program(folder, program)
                 for row, samples in train(training, train_set, settings, first, args.epochs):
                     longer = [*history, row]
-                    # Before the checkpoint: killed in between, the epoch is trained and saved
-                    # again. The other way round, its samples would be missing.
+                    # The checkpoint comes last: if the run is killed in between, the epoch is
+                    # trained and saved again. If it came first, the samples would be missing.
                     save_results(folder, training.G_ema, longer)
                     save_samples(folder, samples, model, len(longer), args)
                     save_checkpoint(folder, training, settings, program, longer)
                     history = longer
         except KeyboardInterrupt:
             print(f"\nstopped, {len(history)} epochs done: the same command goes on")
-            if history:  # by the files: G_ema itself is in the middle of an epoch
+            if history:  # from the files: G_ema itself is in the middle of an epoch
                 redraw(folder, args)
             sys.exit(130)  # the status by which shells know Ctrl-C
         # Once more: a spreadsheet may have held history.csv open before.
@@ -1381,7 +1389,7 @@ def run_for_people(function, arguments, when_out_of_memory):
     """Call function(*arguments) with our style of figures. What the user can mend ends the program
     with one line; a mistake keeps its traceback. when_out_of_memory: what may help then."""
     if hasattr(sys.stdout, "reconfigure"):  # a notebook's has not
-        sys.stdout.reconfigure(errors="replace")  # ? for a letter that a console lacks
+        sys.stdout.reconfigure(errors="replace")  # prints "?" for a letter that a console lacks
     try:
         with matplotlib.style.context(STYLE):
             function(*arguments)
@@ -1400,7 +1408,7 @@ def run_for_people(function, arguments, when_out_of_memory):
 
 def main(model, script, Generator, Discriminator, argv=None):
     """Run a script's command line. model: the name for titles and the folder; script: its file,
-    which is kept beside the results."""
+    which is kept beside the results; argv: the options, or None for those of the terminal."""
     args = parse_arguments(model, argv)
     folder = args.outputs / model.lower()
     if args.redraw:

@@ -36,7 +36,7 @@ class Discriminator(nn.Module):
     """D: images x, (N, 1, 28, 28) in [-1, 1], to logits, (N, 1).
 
     Its last layer, the Sigmoid, is in the loss (common.train_step): D(x), the probability that x
-    is real, is sigmoid(logit). For a logit of -200 that rounds to 0, whose logarithm is infinite;
+    is real, is sigmoid(logit). For a logit of -200, D(x) rounds to 0, whose logarithm is infinite;
     from the logit itself log D(x) is -200.
     """
 

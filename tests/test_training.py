@@ -365,7 +365,7 @@ class FourRowsAnImage(gan.Discriminator):
     ("Discriminator", "named"),
     [
         (LayersInList, "nn.ModuleList"),
-        (FourRowsAnImage, "256 logits for 64 images"),
+        (FourRowsAnImage, "256 outputs for 64 images"),
         (SigmoidInForward, "as after a Sigmoid"),
         (BatchNorm, "depends on the other images"),
         (MinibatchDeviation, "depends on the other images"),
