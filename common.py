@@ -730,7 +730,7 @@ def plot_losses(history, model):
     figure.suptitle(f"{model}, epoch {len(history)}: losses")
     axes, below = figure.subplots(2, sharex=True, height_ratios=[3, 1])
     draw_D_right(below, history)
-    draw_losses(axes, history, find_limits([history]))
+    draw_losses(axes, history, find_limits(history))
     axes.set_ylabel("Loss (binary cross-entropy)")
     below.set_xlabel("Epoch (line: mean of its iterations; band: their standard deviation)")
     lines, labels = axes.get_legend_handles_labels()
@@ -768,18 +768,17 @@ def draw_band(axes, history, name, factor, label, colour, line):
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))  # numbers at whole epochs
 
 
-def find_limits(histories):
-    """Limits of the loss axis: 98% of the edges of all bands of these runs, means that lie beyond
-    by up to half of that range, as in the first epochs, and ln 2. A loss that runs away is left
-    out: the others would look flat."""
+def find_limits(history):
+    """Limits of the loss axis: 98% of the edges of both bands, means that lie beyond by up to half
+    of that range, as in the first epochs, and ln 2. A loss that runs away is left out: the others
+    would look flat."""
     means = []
     edges = []
-    for history in histories:
-        for name in ["D_loss", "G_loss"]:
-            mean = column(history, f"{name}_mean")
-            deviation = column(history, f"{name}_std")
-            means += [*mean]
-            edges += [*(mean - deviation), *(mean + deviation)]
+    for name in ["D_loss", "G_loss"]:
+        mean = column(history, f"{name}_mean")
+        deviation = column(history, f"{name}_std")
+        means += [*mean]
+        edges += [*(mean - deviation), *(mean + deviation)]
     lowest, highest = np.quantile(edges, [0.01, 0.99])
     room = (highest - lowest) / 2
     near = [mean for mean in means if lowest - room < mean < highest + room]

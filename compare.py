@@ -531,10 +531,11 @@ CAPTIONS = {  # for a report, in English and in Chinese
     "smoothness": (
         f"{PAIRS} paths around the origin from one latent vector to another, in {STEPS} equal "
         "angles: the largest change of the classifier's features, divided by the mean one (1: all "
-        "steps alike). Paths beyond the axis, at most 1% of all, are counted in the last bin.",
+        "steps alike). Paths beyond the axis, at most 1% of those of all models together, are "
+        "counted in the last bin.",
         f"绕原点从一个隐向量到另一个隐向量的 {PAIRS} 条路径，每条分为 {STEPS} 个等角步："
         "分类器特征的最大单步变化与平均单步变化之比（1 表示各步相同）。"
-        "超出坐标轴范围者（占全部路径至多 1%）计入末个区间。",
+        "超出坐标轴范围者（至多占所有模型全部路径的 1%）计入末个区间。",
     ),
     "garments": (
         f"Share of each garment in {IMAGES:,} images, by the classifier; dashed: equal shares, "
@@ -552,9 +553,12 @@ def plot_losses(columns):
     figure.suptitle("Losses: mean of each epoch, and its standard deviation as a band")
     # squeeze=False: rows and columns of panels, even if there is one of each; [0]: the only row.
     panels = figure.subplots(1, len(firsts), sharex=True, sharey=True, squeeze=False)[0]
-    limits = common.find_limits(list(firsts.values()))
+    limits = [common.find_limits(history) for history in firsts.values()]
+    lowest = min(low for low, _ in limits)
+    highest = max(high for _, high in limits)
     for axes, (label, history) in zip(panels, firsts.items(), strict=True):
-        common.draw_losses(axes, history, limits)
+        common.draw_losses(axes, history, (lowest, highest))
+        axes.locator_params("x", nbins=max(2, 8 // len(firsts)))  # few numbers in narrow panels
         axes.set_title(label)
         axes.set_xlabel("Epoch")
         axes.set_xlim(0, longest + 1)

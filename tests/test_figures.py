@@ -2,6 +2,7 @@
 
 import io
 import math
+from types import SimpleNamespace
 
 import matplotlib.style
 import numpy as np
@@ -12,6 +13,7 @@ from matplotlib.text import Text
 from PIL import Image
 
 import common
+import compare
 
 
 @pytest.fixture(autouse=True)
@@ -219,6 +221,17 @@ def test_losses_of_a_calm_start_are_seen_whole():
     low, high = figure.axes[0].get_ylim()
     assert 0.6 < low < 0.64
     assert 0.77 < high < 0.81
+    assert not any("peak" in text for text in assert_text_is_readable(figure))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_losses_of_many_runs_beside_each_other_are_readable(count):
+    """And the last alone, which begins higher, is not cut because of the others."""
+    G_losses = [0.72] * 200
+    histories = [history_of([0.69] * 200, G_losses) for _ in range(count)]
+    histories[-1] = history_of([0.68] * 200, [0.76, 0.77, 0.75, *G_losses[3:]])
+    columns = {f"GAN {i}": [SimpleNamespace(history=histories[i])] for i in range(count)}
+    figure = compare.plot_losses(columns)
     assert not any("peak" in text for text in assert_text_is_readable(figure))
 
 
