@@ -765,7 +765,8 @@ def draw_band(axes, history, name, factor, label, colour, line):
     marker = "o" if len(history) == 1 else ""  # one point makes no line
     axes.plot(epochs, mean, line, color=colour, linewidth=1.6, marker=marker, label=label)
     axes.set_xlim(0, len(history) + 1)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))  # numbers at whole epochs
+    # Numbers at whole epochs, in steps of 1, 2, 5, 10 and so on.
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
 
 
 def find_limits(history):

@@ -558,7 +558,7 @@ def plot_losses(columns):
     highest = max(high for _, high in limits)
     for axes, (label, history) in zip(panels, firsts.items(), strict=True):
         common.draw_losses(axes, history, (lowest, highest))
-        axes.locator_params("x", nbins=max(2, 8 // len(firsts)))  # few numbers in narrow panels
+        axes.locator_params("x", nbins=max(2, 10 // len(firsts)))  # few numbers in narrow panels
         axes.set_title(label)
         axes.set_xlabel("Epoch")
         axes.set_xlim(0, longest + 1)
