@@ -347,7 +347,8 @@ def check_generator(G, z):
 
 def check_discriminator(D, D_again, noise):
     """Raises UserError if D does not give an output for each image, if one depends on the other
-    images, if D gives probabilities, or if D_again gives other logits with the same weights.
+    images, if D gives probabilities, or if D_again, another new D, gives other logits with the same
+    weights.
 
     noise: images (N, 1, 28, 28). What D does is tried, whatever its layers are called.
     """
@@ -1046,7 +1047,7 @@ def match_layout(optimizer):
     # {weight: {"step": ..., "exp_avg": ..., "exp_avg_sq": ..., "max_exp_avg_sq": ...}}
     for weight, state in optimizer.state.items():
         for name, average in state.items():
-            # Only what has the weight's shape: not the number of steps, which Adam keeps, too.
+            # Not the number of steps, which Adam keeps, too, nor a None, as other optimizers may.
             if isinstance(average, torch.Tensor) and average.shape == weight.shape:
                 state[name] = torch.empty_like(weight).copy_(average)  # in weight's order
 
@@ -1144,7 +1145,9 @@ def check_script(script, G, latent_dim):
         for weight in G.parameters():
             weight.add_(0.01 * torch.randn_like(weight))
         again.load_state_dict(G.state_dict())
-        largest = (again.eval()(z[:8]) - G(z)[:8]).abs().max()
+        again.eval()
+        # The first 8 alone and among all 64: an image must not depend on the other latent vectors.
+        largest = (again(z[:8]) - G(z)[:8]).abs().max()
     if not largest < 1e-4:  # more than rounding, or nan
         raise UserError(
             f"the Generator of {script.name}, made once more and with the same weights, gives "
